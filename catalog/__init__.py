@@ -1,0 +1,1 @@
+"""Opens an organization's Iceberg catalog and the storage below it."""
