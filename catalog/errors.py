@@ -1,0 +1,79 @@
+"""What can go wrong between us and a lake, and the one place that translates other libraries' errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from schemas.errors import LakehouseError, Retry
+
+
+class CatalogError(LakehouseError):
+    """The Iceberg catalog is not there, refuses, or answers what it should not."""
+
+
+class StorageError(LakehouseError):
+    """The bucket or folder of a lake is not there or refuses."""
+
+
+class OwnershipError(LakehouseError):
+    """A namespace or table is another organization's or another installation's. Nothing is written."""
+
+    retry = Retry.NEVER
+
+
+_STORAGE_HINTS = (
+    (("NO_SUCH_BUCKET", "NoSuchBucket"), "Create the bucket, or set LAKEHOUSE_LAKE__WAREHOUSE to one that is there.", Retry.MANUAL),
+    (
+        ("INVALID_ACCESS_KEY_ID", "InvalidAccessKeyId", "SIGNATURE_DOES_NOT_MATCH", "SignatureDoesNotMatch"),
+        "Check LAKEHOUSE_LAKE__S3__ACCESS_KEY_ID and LAKEHOUSE_LAKE__S3__SECRET_ACCESS_KEY.",
+        Retry.MANUAL,
+    ),
+    (
+        ("ACCESS_DENIED", "AccessDenied", "Forbidden", "HTTP response code: 403"),
+        "The key may not read, list and write below the warehouse prefix: grant that in the bucket's policy.",
+        Retry.MANUAL,
+    ),
+    (
+        ("NETWORK_CONNECTION", "Couldn't connect", "Connection refused", "curlCode", "Timeout", "SLOW_DOWN", "SERVICE_UNAVAILABLE"),
+        "The storage does not answer: check LAKEHOUSE_LAKE__S3__ENDPOINT and the network; nothing was lost.",
+        Retry.TIMED,
+    ),
+)
+
+
+@contextmanager
+def lake_errors(where: str) -> Iterator[None]:
+    """Translate storage and catalog errors raised inside into ours; `where` names the lake or table.
+
+    Errors of a commit are not for this: `CommitFailedException` and an unknown outcome mean something.
+    """
+    from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException, NoSuchTableError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (LakehouseError, CommitFailedException, CommitStateUnknownException, NoSuchTableError):
+        raise
+    except SQLAlchemyError as error:
+        raise CatalogError(
+            f"{where}: the catalog's database fails: {_first_line(getattr(error, 'orig', None) or error)}",
+            "Check LAKEHOUSE_LAKE__CATALOG__URI and that the database answers.",
+            retry=Retry.TIMED,
+        ) from error
+    except OSError as error:
+        raise storage_error(where, error) from error
+
+
+def storage_error(where: str, error: OSError) -> StorageError:
+    """Our error for a file system's, with the remedy that fits it."""
+    text = str(error)
+    for marks, hint, retry in _STORAGE_HINTS:
+        if any(mark in text for mark in marks):
+            return StorageError(f"{where}: {_first_line(error)}", hint, retry=retry)
+    return StorageError(f"{where}: {_first_line(error)}", "Look at the storage's own message above.")
+
+
+def _first_line(error: object) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:400]

@@ -1,0 +1,130 @@
+"""A lake: one organization's namespace in an Iceberg catalog, and the storage below it.
+
+The namespace is `org_<encoded organization id>`, never the slug (a slug can be renamed). Who owns it stands
+in the namespace's own properties and is checked at every open, before anything is read or written.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from catalog.errors import CatalogError, OwnershipError, lake_errors
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog import Catalog
+
+OPENERS = {"sql": "catalog.sql:open_sql_catalog"}
+"""How a kind of catalog is opened; loaded when a lake of that kind is."""
+
+ORGANIZATION_PROPERTY = "organization_id"
+INSTALLATION_PROPERTY = "lakehouse.installation"
+
+
+@dataclass(frozen=True)
+class LakeAddress:
+    """Where a lake is and how to get in. `storage` holds pyiceberg's `s3.*` properties; never printed."""
+
+    kind: str
+    name: str
+    uri: str = field(repr=False)
+    warehouse: str
+    storage: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+
+
+def encode_organization(organization_id: str) -> str:
+    """`org_` and the id, one to one: a-z and 0-9 stay, every other byte becomes `_` and two hex digits.
+
+    Catalogs fold case, so upper case is encoded too.
+
+    Raises:
+        CatalogError: the id is empty or too long for a namespace.
+    """
+    body = re.sub(rb"[^a-z0-9]", lambda m: b"_%02x" % m[0][0], organization_id.encode())
+    if not organization_id or len(body) > 200:
+        raise CatalogError(f"organization id {organization_id[:80]!r} cannot name a namespace", "It is empty or too long.")
+    return f"org_{body.decode()}"
+
+
+def open_catalog(address: LakeAddress) -> Catalog:
+    """Open the catalog that the address names.
+
+    Raises:
+        CatalogError: unknown kind, or the catalog does not answer.
+    """
+    if address.kind not in OPENERS:
+        raise CatalogError(f"no catalog of kind {address.kind!r}", f"There are: {', '.join(sorted(OPENERS))}")
+    module, function = OPENERS[address.kind].split(":")
+    opener: Any = getattr(importlib.import_module(module), function)
+    with lake_errors(f"catalog {address.name}"):
+        catalog: Catalog = opener(address)
+        return catalog
+
+
+class Lake:
+    """One organization's namespace. Cheap to make; `ensure` or `check` before use."""
+
+    def __init__(self, catalog: Catalog, address: LakeAddress, organization_id: str, installation: str) -> None:
+        self.catalog = catalog
+        self.address = address
+        self.organization_id = organization_id
+        self.installation = installation
+        self.namespace = encode_organization(organization_id)
+
+    @property
+    def location(self) -> str:
+        return f"{self.address.warehouse}/{self.namespace}"
+
+    def __repr__(self) -> str:
+        return f"Lake({self.namespace} at {self.address.warehouse})"
+
+    def ensure(self) -> None:
+        """Create the namespace with its owner's marks, or check the marks of the one that is there."""
+        from pyiceberg.exceptions import NamespaceAlreadyExistsError
+
+        with lake_errors(f"namespace {self.namespace}"):
+            try:
+                self.catalog.create_namespace(
+                    self.namespace,
+                    {
+                        ORGANIZATION_PROPERTY: self.organization_id,
+                        INSTALLATION_PROPERTY: self.installation,
+                        "location": self.location,
+                    },
+                )
+            except NamespaceAlreadyExistsError:
+                self.check()
+
+    def check(self) -> None:
+        """Check that the namespace is this organization's and this installation's.
+
+        Raises:
+            CatalogError: there is no such namespace.
+            OwnershipError: its marks are another's, or missing.
+        """
+        from pyiceberg.exceptions import NoSuchNamespaceError
+
+        with lake_errors(f"namespace {self.namespace}"):
+            try:
+                properties = self.catalog.load_namespace_properties(self.namespace)
+            except NoSuchNamespaceError as error:
+                raise CatalogError(
+                    f"namespace {self.namespace} is not in the catalog", "Run `lakehouse init`; it makes what is missing."
+                ) from error
+        self.check_marks(f"namespace {self.namespace}", properties)
+
+    def check_marks(self, where: str, properties: Mapping[str, str]) -> None:
+        """Compare the owner's marks that stand at a namespace or table with ours."""
+        for mark, ours, setting in (
+            (ORGANIZATION_PROPERTY, self.organization_id, "one namespace holds one organization"),
+            (INSTALLATION_PROPERTY, self.installation, "LAKEHOUSE_INSTALLATION"),
+        ):
+            found = properties.get(mark)
+            if found != ours:
+                raise OwnershipError(
+                    f"{where}: its {mark} is {found!r}, ours is {ours!r}: it is another's, and nothing was written",
+                    f"Check {setting} and the warehouse and catalog in [lake]; each installation writes a lake of its own.",
+                )

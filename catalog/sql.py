@@ -1,0 +1,28 @@
+"""pyiceberg's SQL catalog, on PostgreSQL or SQLite. Source: py.iceberg.apache.org/configuration/#sql-catalog."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog import Catalog
+
+    from catalog.lake import LakeAddress
+
+
+def open_sql_catalog(address: LakeAddress) -> Catalog:
+    """Open the catalog; its two tables are made if they are not there (on PostgreSQL the schema must be)."""
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    if address.uri.startswith("sqlite:///"):
+        Path(address.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    if address.warehouse.startswith("file:///"):
+        Path(address.warehouse.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
+    return SqlCatalog(
+        address.name,
+        uri=address.uri,
+        warehouse=address.warehouse,
+        pool_pre_ping="true",
+        **{"py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO", **address.storage},
+    )
