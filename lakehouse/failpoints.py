@@ -1,0 +1,81 @@
+"""Named places where a test can make this process die, fail or wait.
+
+`LAKEHOUSE_FAILPOINTS="landing.after_commit=kill;backfill.range_done=kill@3"` arms them; without the variable
+a failpoint is one dictionary look-up. An action may carry `@n`: it then acts on the n-th pass only.
+
+Actions: `kill` (SIGKILL to this process, nothing is cleaned up), `error` (raises FailpointError),
+`touch:PATH` (creates PATH, so that a test can wait for the moment), `hold:PATH` (creates PATH and waits until
+somebody removes it).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import signal
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from schemas.errors import LakehouseError
+
+NAMES: dict[str, str] = {
+    "capture.before_read": "a window's snapshot is taken, nothing is read",
+    "capture.chunk_staged": "one chunk of a window lies in the lake's folder, nothing refers to it",
+    "landing.recorded": "all files of a window are staged and recorded, no table was touched",
+    "landing.before_commit": "one organization's share is about to be committed",
+    "landing.after_commit": "one organization's share is committed, nothing is acknowledged",
+    "landing.after_part": "one part of a landing in several parts is committed",
+    "landing.acknowledged": "one organization's share is acknowledged",
+    "backfill.range_read": "a range's files are written, the range is not recorded as done",
+    "backfill.range_done": "a range is recorded as done",
+    "backfill.before_commit": "all ranges are done, the table is not committed",
+    "backfill.after_commit": "the table is committed, the cursor is not written",
+}
+"""Every failpoint and what holds when it is passed. A name that is not here cannot be armed or passed."""
+
+
+class FailpointError(LakehouseError):
+    """A test asked for this failure."""
+
+
+@dataclass
+class _Armed:
+    action: str
+    on_pass: int | None
+    passes: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+
+@functools.cache
+def _armed() -> dict[str, _Armed]:
+    armed: dict[str, _Armed] = {}
+    for item in filter(None, os.environ.get("LAKEHOUSE_FAILPOINTS", "").split(";")):
+        name, _, action = item.partition("=")
+        if name not in NAMES:
+            raise LakehouseError(f"LAKEHOUSE_FAILPOINTS: no failpoint is named {name!r}", f"There are: {', '.join(NAMES)}")
+        action, _, number = action.partition("@")
+        armed[name] = _Armed(action, int(number) if number else None)
+    return armed
+
+
+def failpoint(name: str) -> None:
+    """Pass the failpoint `name`; does nothing unless it is armed."""
+    if name not in NAMES:
+        raise ValueError(f"unknown failpoint {name}")
+    if (armed := _armed().get(name)) is None:
+        return
+    if armed.on_pass is not None and next(armed.passes) != armed.on_pass:
+        return
+    kind, _, argument = armed.action.partition(":")
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif kind == "error":
+        raise FailpointError(f"failpoint {name}")
+    elif kind in ("touch", "hold"):
+        marker = Path(argument)
+        marker.touch()
+        while kind == "hold" and marker.exists():
+            threading.Event().wait(0.02)
+    else:
+        raise LakehouseError(f"LAKEHOUSE_FAILPOINTS: {name}: no action is named {armed.action!r}")

@@ -1,0 +1,241 @@
+"""Settings: environment variables over one TOML file, validated once, at the start.
+
+`LAKEHOUSE_SOURCE__URL` is `url` in the section `[source]`. The file is `lakehouse.toml` in the current folder,
+or what `LAKEHOUSE_CONFIG` names. An error names the setting in both spellings.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import quote, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from schemas.contract import BUILT_IN
+from schemas.errors import LakehouseError
+
+MIB = 1024 * 1024
+DEFAULT_FILE = "lakehouse.toml"
+
+
+class SettingsError(LakehouseError):
+    """A setting is missing, unknown or not valid; it is named with its environment variable."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _postgres_url(value: SecretStr) -> SecretStr:
+    parts = urlsplit(value.get_secret_value())
+    if parts.scheme not in ("postgresql", "postgres") or not parts.path.strip("/"):
+        raise ValueError("must look like postgresql://user:password@host:5432/database")
+    return value
+
+
+class SourceSettings(_Section):
+    """The hot database."""
+
+    url: SecretStr
+    organizations_table: str | None = "public.organizations"
+    organizations_key: str = "id"
+    organizations_label: str | None = "slug"
+    statement_timeout_seconds: Annotated[int, Field(ge=1)] = 3600
+
+    _check = field_validator("url")(_postgres_url)
+
+    @property
+    def address(self) -> str:
+        """host:port/database, without credentials: part of what a lake table remembers of its source."""
+        parts = urlsplit(self.url.get_secret_value())
+        return f"{parts.hostname or 'local'}:{parts.port or 5432}{parts.path}"
+
+
+class ControlSettings(_Section):
+    """Where the control tables live; the hot database itself unless said otherwise."""
+
+    url: SecretStr | None = None
+    schema_name: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$", alias="schema")] = "lakehouse"
+
+    @field_validator("url")
+    @classmethod
+    def _check(cls, value: SecretStr | None) -> SecretStr | None:
+        return value and _postgres_url(value)
+
+
+class CatalogSettings(_Section):
+    """The Iceberg catalog. SQL on PostgreSQL or SQLite; the control database unless a URI is given."""
+
+    kind: Literal["sql"] = "sql"
+    uri: SecretStr | None = None
+    name: str = "lakehouse"
+
+
+class S3Settings(_Section):
+    """Access to the bucket. Without keys the usual AWS chain applies (environment, profile, role)."""
+
+    endpoint: str | None = None
+    region: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: SecretStr | None = None
+    session_token: SecretStr | None = None
+
+
+class LakeSettings(_Section):
+    """The default lake: where organizations' tables live unless they have a lake of their own."""
+
+    warehouse: str
+    catalog: CatalogSettings = CatalogSettings()
+    s3: S3Settings = S3Settings()
+
+    @field_validator("warehouse")
+    @classmethod
+    def _check(cls, value: str) -> str:
+        if not value.startswith(("s3://", "file:///")):
+            raise ValueError("must be s3://bucket/prefix or file:///absolute/folder")
+        return value.rstrip("/")
+
+
+class CaptureSettings(_Section):
+    """How windows are read."""
+
+    chunk_bytes: Annotated[int, Field(ge=MIB)] = 64 * MIB
+    reconcile_every_seconds: Annotated[int, Field(ge=0)] = 900
+    max_seen: Annotated[int, Field(ge=0)] = 10_000
+    prune: bool = True
+
+
+class LandingSettings(_Section):
+    """How windows are committed."""
+
+    max_partitions: Annotated[int, Field(ge=1)] = 500
+    threads: Annotated[int, Field(ge=1, le=64)] = 8
+
+
+class BackfillSettings(_Section):
+    """How a table is read for the first time."""
+
+    workers: Annotated[int, Field(ge=1, le=64)] = 2
+    range_rows: Annotated[int, Field(ge=1)] = 200_000
+    snapshot_seconds: Annotated[int, Field(ge=1)] = 600
+
+
+class Settings(BaseSettings):
+    """All settings. Build with `load_settings`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LAKEHOUSE_", env_nested_delimiter="__", extra="forbid", frozen=True, populate_by_name=True
+    )
+
+    installation: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    source: SourceSettings
+    lake: LakeSettings
+    control: ControlSettings = ControlSettings()
+    contracts: tuple[str, ...] = ("builtin",)
+    capture: CaptureSettings = CaptureSettings()
+    landing: LandingSettings = LandingSettings()
+    backfill: BackfillSettings = BackfillSettings()
+
+    @property
+    def control_url(self) -> str:
+        return (self.control.url or self.source.url).get_secret_value()
+
+    @property
+    def catalog_uri(self) -> str:
+        """SQLAlchemy URL of the SQL catalog; in the control database its tables share the control schema."""
+        if self.lake.catalog.uri is not None:
+            return sqlalchemy_url(self.lake.catalog.uri.get_secret_value())
+        base = sqlalchemy_url(self.control_url)
+        options = quote(f"-csearch_path={self.control.schema_name}", safe="")
+        return f"{base}{'&' if '?' in base else '?'}options={options}"
+
+    @property
+    def contract_folders(self) -> list[Path]:
+        return [BUILT_IN if folder == "builtin" else Path(folder) for folder in self.contracts]
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = os.environ.get("LAKEHOUSE_CONFIG", DEFAULT_FILE)
+        if "LAKEHOUSE_CONFIG" in os.environ and not Path(file).is_file():
+            raise SettingsError(f"LAKEHOUSE_CONFIG names {file}, which is not a file")
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(file)))
+
+
+_NOT_SETTINGS = {"LAKEHOUSE_CONFIG", "LAKEHOUSE_FAILPOINTS"}
+
+
+def sqlalchemy_url(url: str) -> str:
+    """A libpq-style URL as SQLAlchemy wants it, with the psycopg driver named."""
+    head, separator, rest = url.partition("://")
+    return f"postgresql+psycopg{separator}{rest}" if head in ("postgres", "postgresql") else url
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read and check the settings.
+
+    Raises:
+        SettingsError: every fault in one message, each with the variable to set.
+    """
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError(
+            "settings are not valid:\n" + "\n".join(f"  {_fault(dict(e))}" for e in error.errors(include_input=False)),
+            f"Set the variables named, or the same keys in {DEFAULT_FILE} (LAKEHOUSE_CONFIG names another file).",
+        ) from None
+    except ValueError as error:
+        raise SettingsError(f"settings cannot be read: {error}") from None
+    _reject_unknown_variables()
+    return settings
+
+
+def _fault(error: dict[str, Any]) -> str:
+    path = [str(part) for part in error["loc"]]
+    message = "is missing" if error["type"] == "missing" else error["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(path)} (LAKEHOUSE_{'__'.join(path).upper()}): {message}"
+
+
+def _reject_unknown_variables() -> None:
+    sections = {name.upper() for name in Settings.model_fields}
+    unknown = sorted(
+        name
+        for name in os.environ
+        if name.startswith("LAKEHOUSE_")
+        and name not in _NOT_SETTINGS
+        and name.removeprefix("LAKEHOUSE_").split("__")[0] not in sections
+    )
+    if unknown:
+        raise SettingsError(
+            f"unknown setting{'s' if len(unknown) > 1 else ''}: {', '.join(unknown)}",
+            f"Sections and settings are: {', '.join(sorted(sections))}.",
+        )
+
+
+def load_source_settings() -> SourceSettings:
+    """Only the source's settings: enough to draft a contract.
+
+    Raises:
+        SettingsError: see `load_settings`.
+    """
+
+    class SourceOnly(Settings):
+        installation: str = "draft"
+        lake: LakeSettings = LakeSettings(warehouse="file:///unused")
+
+    try:
+        return SourceOnly().source
+    except ValidationError as error:
+        raise SettingsError(
+            "settings are not valid:\n" + "\n".join(f"  {_fault(dict(e))}" for e in error.errors(include_input=False)),
+            f"Set the variables named, or the same keys in {DEFAULT_FILE}.",
+        ) from None
