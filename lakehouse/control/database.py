@@ -1,0 +1,140 @@
+"""Opens the control database and keeps its schema up to date.
+
+One SQLAlchemy engine per process; every connection has the control schema as its search path, so that no
+statement names it. Migrations run under an advisory lock: two `lakehouse init` at once are one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lakehouse.settings import Settings, sqlalchemy_url
+from schemas.errors import LakehouseError, Retry
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from sqlalchemy import Engine
+
+_LOCK = 0x6C616B65  # "lake"
+
+
+class ControlError(LakehouseError):
+    """The control database is not there, refuses, or holds another version or installation."""
+
+
+def open_engine(settings: Settings) -> Engine:
+    """An engine for the control tables; does not connect yet."""
+    from sqlalchemy import create_engine
+
+    return create_engine(
+        sqlalchemy_url(settings.control_url),
+        connect_args={
+            "options": f"-csearch_path={settings.control.schema_name} -ctimezone=UTC",
+            "application_name": "lakehouse control",
+            "connect_timeout": 10,
+        },
+        pool_pre_ping=True,
+    )
+
+
+def connect(settings: Settings) -> Engine:
+    """An engine whose database answers, is migrated to this version, and belongs to this installation.
+
+    Raises:
+        ControlError: with what to do.
+    """
+    from sqlalchemy import text
+
+    engine = _answering(settings)
+    wanted = _script_head(settings)
+    with engine.connect() as connection:
+        found = connection.scalar(text("SELECT to_regclass('alembic_version')"))
+        version = connection.scalar(text("SELECT version_num FROM alembic_version")) if found else None
+        if version is None:
+            raise ControlError(
+                f"schema {settings.control.schema_name!r}: there are no control tables",
+                "Run `lakehouse init`.",
+            )
+        if version != wanted:
+            raise ControlError(
+                f"schema {settings.control.schema_name!r} is at version {version}, this program wants {wanted}",
+                "Run `lakehouse init` with the newest program; an older one cannot use a newer schema.",
+            )
+        owner = connection.scalar(text("SELECT id FROM installation"))
+    if owner != settings.installation:
+        raise ControlError(
+            f"schema {settings.control.schema_name!r} belongs to installation {owner!r}, "
+            f"the settings say {settings.installation!r}",
+            "Set LAKEHOUSE_INSTALLATION to the owner's, or LAKEHOUSE_CONTROL__SCHEMA to a schema of your own.",
+        )
+    return engine
+
+
+def migrate(settings: Settings) -> Engine:
+    """Create or upgrade the control tables and write the installation's id. Idempotent.
+
+    Raises:
+        ControlError: the database refuses, is newer than this program, or is another installation's.
+    """
+    from alembic import command
+    from alembic.util import CommandError
+    from psycopg import sql
+    from sqlalchemy import text
+    from sqlalchemy.exc import ProgrammingError
+
+    engine = _answering(settings)
+    try:
+        with engine.begin() as connection:
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+            schema = sql.Identifier(settings.control.schema_name).as_string(None)
+            connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema}"))
+            config = _alembic(settings)
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.execute(
+                text("INSERT INTO installation (id) VALUES (:id) ON CONFLICT (singleton) DO NOTHING"),
+                {"id": settings.installation},
+            )
+    except CommandError as error:
+        raise ControlError(
+            f"schema {settings.control.schema_name!r} was made by a newer program: {error}",
+            "Upgrade this program; it leaves the newer schema alone.",
+        ) from error
+    except ProgrammingError as error:
+        raise ControlError(
+            f"control schema {settings.control.schema_name!r} cannot be made: {error.orig}",
+            "Let a privileged user run `lakehouse init` once, or grant CREATE on the database.",
+        ) from error
+    return connect(settings)
+
+
+def _answering(settings: Settings) -> Engine:
+    from sqlalchemy.exc import OperationalError
+
+    engine = open_engine(settings)
+    try:
+        with engine.connect():
+            pass
+    except OperationalError as error:
+        raise ControlError(
+            f"control database does not answer: {error.orig}",
+            "Check LAKEHOUSE_CONTROL__URL (LAKEHOUSE_SOURCE__URL where that is not set): host, password, database.",
+            retry=Retry.TIMED,
+        ) from error
+    return engine
+
+
+def _alembic(settings: Settings) -> Config:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["schema"] = settings.control.schema_name
+    return config
+
+
+def _script_head(settings: Settings) -> str | None:
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory.from_config(_alembic(settings)).get_current_head()
