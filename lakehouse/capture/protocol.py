@@ -1,0 +1,91 @@
+"""What every capture method offers: windows over a table for groups of organizations.
+
+`xmin` is one implementation; `trigger` and `logical` come through the same protocol. A method owns its
+position's meaning; whoever lands rows only stores it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from lakehouse.capture.position import Position, Snapshot
+    from lakehouse.capture.projection import Violation
+    from schemas.contract import Contract
+
+
+class WindowKind(StrEnum):
+    """How a group's share of a window is read."""
+
+    WINDOW = "window"
+    """Rows since the position, pruned by a timestamp where the table has a reliable, indexed one."""
+    EXACT = "exact"
+    """Rows since the last exact read, not pruned, minus what the lake holds already."""
+    RECAPTURE = "recapture"
+    """Every row: what the contract exports changed without rows being touched, or the position is too old."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Organizations that stand at the same position, to be read by one scan."""
+
+    position: Position
+    organizations: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one group's share will be read."""
+
+    group: Group
+    kind: WindowKind
+    ask_lake: bool
+    """Rows may be in the lake already: (key, `_xmin`) pairs at or after `lower` must be subtracted."""
+    lower: int | None
+    """64-bit transaction id from which rows are read; None reads every row."""
+    reconcile: bool
+
+
+class OpenWindow(Protocol):
+    """One snapshot of one table. Everything below is read in the same transaction."""
+
+    snapshot: Snapshot
+    captured_at: datetime
+    plans: Sequence[Plan]
+    violations: dict[str, Violation]
+    """Organizations that broke the contract, filled while rows are read; their share is not to be landed."""
+
+    def rows(self, plan: Plan) -> Iterator[pa.RecordBatch]:
+        """The group's new rows: the contract's columns in lake types, then `_xmin`. Read to the end."""
+        ...
+
+    def keys(self, plan: Plan) -> Iterator[pa.RecordBatch]:
+        """Tenant (text), identity columns of every row that the group's organizations have now."""
+        ...
+
+    def next_position(self, plan: Plan) -> Position:
+        """Where the group stands once its rows are landed; only after every plan's rows were read."""
+        ...
+
+
+class CaptureMethod(Protocol):
+    """A way to see changes."""
+
+    name: str
+
+    def open_window(
+        self, contract: Contract, groups: Sequence[Group], *, reconcile: bool | None = None
+    ) -> AbstractContextManager[OpenWindow]:
+        """Take a snapshot. `reconcile` True forces key reconciliation, False forbids it, None goes by the period.
+
+        Raises:
+            SourceError, ContractViolation: the table cannot be captured; nothing was read.
+        """
+        ...

@@ -1,0 +1,297 @@
+"""The hot database: connections, who it is, what a table really looks like.
+
+Rows are read by ADBC (Arrow, no Python object a value); the catalog by psycopg.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import psycopg
+from psycopg import sql
+
+from lakehouse.capture.position import Position, SourceIdentity
+from lakehouse.capture.projection import base_type
+from lakehouse.settings import SourceSettings
+from schemas.contract import Contract
+from schemas.errors import ContractViolation, LakehouseError, Retry
+
+if TYPE_CHECKING:
+    from adbc_driver_postgresql.dbapi import Connection as AdbcConnection
+
+APPLICATION = "lakehouse"
+
+SESSION = {
+    # What a value's text looks like must not depend on the user's or the server's settings.
+    "search_path": "public",
+    "TimeZone": "UTC",
+    "DateStyle": "ISO,YMD",
+    "IntervalStyle": "postgres",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "lc_monetary": "C",
+    # A query that row-level security would filter fails instead: a hidden row would look deleted.
+    "row_security": "off",
+}
+
+
+class SourceError(LakehouseError):
+    """The hot database does not answer, refuses, or is not the one that was read before."""
+
+
+class SourceTableMissing(SourceError):
+    """The source has no such table (yet)."""
+
+
+@dataclass(frozen=True)
+class HotColumn:
+    """A column of the hot table as its catalog has it."""
+
+    name: str
+    number: int
+    type: str
+    not_null: bool
+    generated: str
+    labels: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class HotTable:
+    """A hot table as it is now."""
+
+    oid: int
+    kind: str
+    columns: dict[str, HotColumn]
+    rows: int
+    bytes: int
+    row_security: bool
+    readable: bool
+
+    def fingerprint(self, contract: Contract) -> tuple[str, tuple[tuple[str, str], ...]]:
+        """What exported content depends on without a row being touched: columns, and enum labels by their oid."""
+        used = [self.columns[c.source] for c in contract.columns]
+        shape = [(c.name, c.number, c.type, c.generated) for c in used]
+        exported = [(c.id, c.name, c.source, str(c.type)) for c in contract.columns]
+        digest = hashlib.sha256(json.dumps([shape, exported]).encode()).hexdigest()[:32]
+        return digest, tuple(sorted({pair for c in used for pair in c.labels}))
+
+
+class Source:
+    """The hot database. Holds no connection; each method opens what it needs."""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self.settings = settings
+        self._url = settings.url.get_secret_value()
+
+    @contextmanager
+    def catalog(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        """A psycopg connection in autocommit mode.
+
+        Raises:
+            SourceError: it does not answer or refuses.
+        """
+        try:
+            connection = psycopg.connect(
+                self._url,
+                autocommit=True,
+                application_name=f"{APPLICATION} catalog",
+                connect_timeout=10,
+                options=_options({}),
+            )
+        except psycopg.OperationalError as error:
+            raise self._refused(error) from error
+        with connection:
+            yield connection
+
+    @contextmanager
+    def reader(self) -> Iterator[AdbcConnection]:
+        """An ADBC connection in autocommit mode: the caller writes BEGIN and COMMIT.
+
+        Raises:
+            SourceError: it does not answer or refuses.
+        """
+        from adbc_driver_manager import Error
+        from adbc_driver_postgresql import dbapi
+
+        parts = urlsplit(self._url)
+        query = dict(parse_qsl(parts.query)) | {
+            "application_name": f"{APPLICATION} capture",
+            "options": _options({"statement_timeout": f"{self.settings.statement_timeout_seconds}s"}),
+        }
+        query.setdefault("connect_timeout", "10")
+        # libpq decodes %20 but not +.
+        url = urlunsplit(parts._replace(query=urlencode(query).replace("+", "%20")))
+        try:
+            connection = dbapi.connect(url, autocommit=True)
+        except Error as error:
+            raise self._refused(error) from error
+        with connection:
+            yield connection
+
+    def _refused(self, error: Exception) -> SourceError:
+        return SourceError(
+            f"source {self.settings.address} does not answer: {str(error).strip().splitlines()[-1]}",
+            "Check LAKEHOUSE_SOURCE__URL: host, port, user, password and database.",
+            retry=Retry.TIMED,
+        )
+
+    def organizations(self) -> dict[str, str]:
+        """Every organization's id with its label (slug or name), as the host lists them.
+
+        Raises:
+            SourceError: the settings name no such table.
+        """
+        settings = self.settings
+        if settings.organizations_table is None:
+            raise SourceError(
+                "the settings name no table of organizations",
+                "Name organizations one by one (`lakehouse init --organization ID`), "
+                "or set LAKEHOUSE_SOURCE__ORGANIZATIONS_TABLE.",
+            )
+        label = settings.organizations_label or settings.organizations_key
+        with self.catalog() as connection:
+            try:
+                rows = connection.execute(
+                    sql.SQL("SELECT {}::text, {}::text FROM {} ORDER BY 1").format(
+                        sql.Identifier(settings.organizations_key),
+                        sql.Identifier(label),
+                        sql.Identifier(*settings.organizations_table.split(".")),
+                    )
+                ).fetchall()
+            except psycopg.errors.Error as error:
+                raise SourceError(
+                    f"organizations cannot be read from {settings.organizations_table}: {error.diag.message_primary}",
+                    "Set LAKEHOUSE_SOURCE__ORGANIZATIONS_TABLE, __ORGANIZATIONS_KEY and __ORGANIZATIONS_LABEL.",
+                ) from error
+        return dict(rows)
+
+
+def _options(more: dict[str, str]) -> str:
+    return " ".join(f"-c{name}={value}" for name, value in (SESSION | more).items())
+
+
+def describe(connection: psycopg.Connection[Any], contract: Contract) -> HotTable:
+    """The hot table as the catalog has it now.
+
+    Raises:
+        SourceTableMissing: there is none.
+    """
+    found = connection.execute(
+        "SELECT c.oid::bigint, c.relkind::text, greatest(c.reltuples, 0)::bigint, pg_total_relation_size(c.oid), "
+        "pg_relation_size(c.oid), row_security_active(c.oid), has_table_privilege(c.oid, 'SELECT') "
+        "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
+        [contract.source_schema, contract.source_table],
+    ).fetchone()
+    if found is None:
+        raise SourceTableMissing(
+            f"{contract.source_name}: not there{' yet (the contract is provisional)' if contract.provisional else ''}",
+            "" if contract.provisional else "Was it renamed? Mend `source` in the contract, or grant USAGE on its schema.",
+            retry=Retry.MANUAL,
+        )
+    oid, kind, rows, _total, heap, secured, readable = found
+    columns = connection.execute(
+        """
+        SELECT a.attname, a.attnum, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+               CASE WHEN a.attgenerated <> '' THEN a.attgenerated::text || pg_get_expr(d.adbin, d.adrelid) ELSE '' END,
+               (SELECT array_agg(e.oid::text || '=' || e.enumlabel ORDER BY e.oid) FROM pg_enum e
+                WHERE e.enumtypid IN (t.oid, t.typelem))
+        FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+        LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+        """,
+        [oid],
+    ).fetchall()
+    return HotTable(
+        oid=oid,
+        kind=kind,
+        columns={
+            name: HotColumn(name, number, kind_, not_null, generated, tuple(_pair(x) for x in labels or ()))
+            for name, number, kind_, not_null, generated, labels in columns
+        },
+        rows=rows,
+        bytes=heap,
+        row_security=secured,
+        readable=readable,
+    )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    oid, _, label = text.partition("=")
+    return oid, label
+
+
+def check_table(contract: Contract, hot: HotTable) -> None:
+    """Check that the hot table can be captured and keeps its contract.
+
+    Raises:
+        ContractViolation: with every fault: columns missing or of another type, no xmin, rows that would be hidden.
+    """
+    faults = []
+    if hot.kind not in ("r", "p"):
+        faults.append("it is a view or a foreign table, which has no xmin: name the table behind it")
+    if not hot.readable:
+        faults.append(f"no right to read it: GRANT SELECT ON {contract.source_name} (a grant on columns is not enough)")
+    if hot.row_security:
+        faults.append("row-level security hides rows from this user, and a hidden row looks deleted: grant BYPASSRLS")
+    for column in contract.columns:
+        actual = hot.columns.get(column.source)
+        if actual is None:
+            near = [n for n in sorted(hot.columns) if n not in {c.source for c in contract.columns}]
+            faults.append(
+                f"column {column.source} is missing"
+                + (f" (renamed? not in the contract: {', '.join(near)})" if near else "")
+            )
+        elif not _same_type(actual.type, column.source_type, decimal=column.type.name == "decimal"):
+            faults.append(f"column {column.source} is {actual.type}, the contract says {column.source_type}")
+    if faults:
+        raise ContractViolation(
+            "\n".join(f"{contract.source_name}: {fault}" for fault in faults),
+            "Mend the source, or the contract in a new version; other tables go on.",
+        )
+
+
+def _same_type(actual: str, expected: str, *, decimal: bool) -> bool:
+    # A longer varchar or finer timestamp changes nothing for the lake; a decimal's scale does.
+    return actual == expected if decimal else base_type(actual) == base_type(expected)
+
+
+def identify(connection: psycopg.Connection[Any], hot: HotTable) -> SourceIdentity:
+    """Which database this is. On a standby the timeline is the one being replayed."""
+    row = connection.execute(
+        "SELECT (SELECT system_identifier::text FROM pg_control_system()), "
+        "CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id::text FROM pg_control_checkpoint()) "
+        "ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint::text END, "
+        "(SELECT oid::bigint FROM pg_database WHERE datname = current_database())"
+    ).fetchone()
+    assert row is not None  # noqa: S101 - the query has no FROM
+    return SourceIdentity(row[0], row[1], row[2], hot.oid)
+
+
+def check_identity(contract: Contract, position: Position, identity: SourceIdentity, xmax: int) -> None:
+    """Check that the position was made by this database.
+
+    Raises:
+        SourceError: another system, timeline or database, or one that is behind the position.
+    """
+    for name in ("system_identifier", "timeline", "database_oid"):
+        before, now = getattr(position.source, name), getattr(identity, name)
+        if before != now:
+            raise SourceError(
+                f"{contract.source_name}: the source is another one than before: {name} was {before}, is {now}",
+                "A clone, a restore or a failover: windows would be wrong, so nothing is captured. Point "
+                "LAKEHOUSE_SOURCE__URL at the database that the lake was made from.",
+                retry=Retry.NEVER,
+            )
+    if xmax < position.xmax:
+        raise SourceError(
+            f"{contract.source_name}: the source is behind the lake: its next transaction is {xmax}, "
+            f"the last window saw {position.xmax}",
+            "It was restored to an earlier time: nothing is captured from it.",
+            retry=Retry.NEVER,
+        )
