@@ -1,0 +1,96 @@
+"""DuckDB over the lake's own files: how proof, queries and reconciliation read.
+
+A connection is private and in memory; what does not fit spills into a temporary folder. Extensions come as
+wheels and are loaded by path: nothing is downloaded, nothing is written into a home folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from schemas.errors import LakehouseError
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+_EXTENSIONS = ("icu", "avro", "httpfs", "iceberg")  # iceberg needs avro and httpfs loaded before it
+
+
+def _extension(name: str) -> Path:
+    spec = importlib.util.find_spec(f"duckdb_extension_{name}")
+    found = list(Path(spec.origin).parent.glob("extensions/*/*.duckdb_extension")) if spec and spec.origin else []
+    if not found:
+        raise LakehouseError(f"DuckDB's extension {name} is not installed", f"pip install duckdb-extension-{name}")
+    return found[0]
+
+
+@contextmanager
+def connect(storage: Mapping[str, str], *, memory: str = "1GB") -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that can read Iceberg tables; `storage` holds pyiceberg's `s3.*` properties."""
+    import duckdb
+
+    with tempfile.TemporaryDirectory(prefix="lakehouse-duckdb-") as spill:
+        connection = duckdb.connect(
+            config={
+                "memory_limit": memory,
+                "temp_directory": spill,
+                "autoinstall_known_extensions": "false",
+                "autoload_known_extensions": "false",
+                "preserve_insertion_order": "false",
+            }
+        )
+        with connection:
+            for name in _EXTENSIONS:
+                connection.execute(f"LOAD {literal(str(_extension(name)))}")
+            # After LOAD: the setting belongs to the icu extension.
+            connection.execute("SET TimeZone = 'UTC'")
+            if "s3.access-key-id" in storage or "s3.endpoint" in storage:
+                connection.execute(_secret(storage))
+            yield connection
+
+
+def _secret(storage: Mapping[str, str]) -> str:
+    options = {"TYPE": "s3", "REGION": literal(storage.get("s3.region", "us-east-1"))}
+    if key := storage.get("s3.access-key-id"):
+        options["KEY_ID"] = literal(key)
+        options["SECRET"] = literal(storage.get("s3.secret-access-key", ""))
+    if token := storage.get("s3.session-token"):
+        options["SESSION_TOKEN"] = literal(token)
+    if endpoint := storage.get("s3.endpoint"):
+        parts = urlsplit(endpoint)
+        options["ENDPOINT"] = literal(parts.netloc + parts.path.rstrip("/"))
+        options["USE_SSL"] = "true" if parts.scheme == "https" else "false"
+        options["URL_STYLE"] = "'path'"
+    return f"CREATE SECRET lake ({', '.join(f'{k} {v}' for k, v in options.items())})"
+
+
+def literal(text: str) -> str:
+    """A SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def quoted(name: str) -> str:
+    """A quoted SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def lake_relation(metadata_location: str) -> str:
+    """SQL that reads a lake table's whole history, at exactly this metadata file."""
+    return f"iceberg_scan({literal(plain_path(metadata_location))})"
+
+
+def plain_path(location: str) -> str:
+    """DuckDB takes s3:// as it is and files without a scheme."""
+    return location.removeprefix("file://")
+
+
+def arrow(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
+    """Run a query and fetch its result as Arrow."""
+    return connection.execute(query).to_arrow_table()

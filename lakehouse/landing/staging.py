@@ -1,0 +1,207 @@
+"""Staging: cuts a stream of rows by organization and day, sorts it, and writes data files.
+
+Memory is bounded: rows are gathered until `chunk_bytes`, sorted once by organization, event time and key,
+and each organization's days are slices of that; uploads overlap with reading through a bounded number of
+threads. The order inside a file and the `_sequence` of its rows are the sort order.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from lakehouse.failpoints import failpoint
+from lakehouse.landing.parquet import StagedFile, lake_rows, write_data_file
+from schemas.contract import Contract
+from schemas.errors import LakehouseError
+from schemas.lake_columns import UPSERT
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyiceberg.io import FileIO
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where one organization's files go."""
+
+    io: FileIO
+    location: str
+
+
+@dataclass
+class Share:
+    """What was staged for one organization."""
+
+    files: list[StagedFile] = field(default_factory=list)
+    rows: int = 0
+    deletes: int = 0
+    watermark_start: datetime | None = None
+    watermark_end: datetime | None = None
+
+    @property
+    def bytes(self) -> int:
+        return sum(f.bytes for f in self.files)
+
+
+class Stager:
+    """Writes the files of one window or backfill range. Use as a context manager; `finish` gives the shares.
+
+    `target(organization)`: where its files go, asked when it has rows. `allocate(organization, n)`: the first
+    of n `_sequence` numbers. An organization whose storage fails is left out (`failures`); the others go on.
+    `attempt` is part of every file's name, so that no attempt writes another's file.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        target: Callable[[str], Target],
+        allocate: Callable[[str, int], int],
+        *,
+        window: str,
+        captured_at: datetime,
+        chunk_bytes: int,
+        threads: int,
+    ) -> None:
+        self.contract = contract
+        self.target = target
+        self.allocate = allocate
+        self.window = window
+        self.captured_at = captured_at
+        self.chunk_bytes = chunk_bytes
+        self.attempt = uuid.uuid4().hex[:8]
+        self.shares: dict[str, Share] = {}
+        self.failures: dict[str, LakehouseError] = {}
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="upload")
+        self._max_pending = threads * 4
+        self._pending: list[tuple[str, Future[StagedFile]]] = []
+        self._number = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+
+    def add(self, batches: Iterable[pa.RecordBatch], op: str = UPSERT) -> int:
+        """Stage a stream of rows (contract's columns, `_xmin`); returns how many were read."""
+        total = 0
+        for chunk in _chunks(batches, self.chunk_bytes):
+            total += chunk.num_rows
+            self._add_chunk(chunk, op)
+        return total
+
+    def finish(self) -> dict[str, Share]:
+        """Wait for every upload and return what was staged, by organization, without those that failed."""
+        self._drain(0)
+        for organization in self.failures:
+            self.shares.pop(organization, None)
+        for share in self.shares.values():
+            share.files.sort(key=lambda f: f.first_sequence)
+        return self.shares
+
+    def _add_chunk(self, chunk: pa.Table, op: str) -> None:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        contract = self.contract
+        order = [contract.tenant, *contract.identity]
+        chunk = chunk.take(pc.sort_indices(chunk, sort_keys=[(name, "ascending") for name in dict.fromkeys(order)]))
+        for begin, end in _runs(chunk[contract.tenant].cast(pa.string())):
+            share = chunk.slice(begin, end - begin)
+            organization = str(share[contract.tenant][0].as_py())
+            if (target := self._target(organization)) is None:
+                continue
+            first = self.allocate(organization, share.num_rows)
+            rows = lake_rows(
+                contract, share, op=op, first_sequence=first, captured_at=self.captured_at, window=self.window
+            )
+            self._count(organization, share, op)
+            for day, part in self._days(rows):
+                self._write(organization, target, day, part)
+        failpoint("capture.chunk_staged")
+
+    def _days(self, rows: pa.Table) -> Iterator[tuple[int | None, pa.Table]]:
+        import pyarrow as pa
+
+        if self.contract.event_time is None:
+            yield None, rows
+            return
+        days = rows[self.contract.event_time].cast(pa.date32(), safe=False).cast(pa.int32())
+        for begin, end in _runs(days):
+            yield days[begin].as_py(), rows.slice(begin, end - begin)
+
+    def _target(self, organization: str) -> Target | None:
+        if organization in self.failures:
+            return None
+        try:
+            return self.target(organization)
+        except LakehouseError as error:
+            self.failures[organization] = error
+            return None
+
+    def _write(self, organization: str, target: Target, day: int | None, rows: pa.Table) -> None:
+        folder = "" if day is None else f"{self.contract.event_time}_day={_date(day)}/"
+        path = f"{target.location}/data/{folder}{self.window}-{self.attempt}-{self._number:05d}.parquet"
+        self._number += 1
+        self._drain(self._max_pending)
+        upload = self._pool.submit(write_data_file, target.io, self.contract, organization, rows, path, day)
+        self._pending.append((organization, upload))
+
+    def _drain(self, most: int) -> None:
+        while len(self._pending) > most:
+            organization, upload = self._pending.pop(0)
+            try:
+                self.shares[organization].files.append(upload.result())
+            except LakehouseError as error:
+                self.failures.setdefault(organization, error)
+
+    def _count(self, organization: str, rows: pa.Table, op: str) -> None:
+        import pyarrow.compute as pc
+
+        share = self.shares.setdefault(organization, Share())
+        if op != UPSERT:
+            share.deletes += rows.num_rows
+            return
+        share.rows += rows.num_rows
+        if self.contract.watermark:
+            found = pc.min_max(rows[self.contract.watermark.column]).as_py()
+            if found["min"] is not None:
+                share.watermark_start = min(filter(None, (share.watermark_start, found["min"])))
+                share.watermark_end = max(filter(None, (share.watermark_end, found["max"])))
+
+
+def _chunks(batches: Iterable[pa.RecordBatch], most_bytes: int) -> Iterator[pa.Table]:
+    import pyarrow as pa
+
+    held: list[pa.RecordBatch] = []
+    size = 0
+    for batch in batches:
+        if batch.num_rows == 0:
+            continue
+        held.append(batch)
+        size += batch.nbytes
+        if size >= most_bytes:
+            yield pa.Table.from_batches(held)
+            held, size = [], 0
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+def _runs(values: pa.ChunkedArray) -> Iterator[tuple[int, int]]:
+    """[begin, end) of each run of equal values; the loop is over runs, not rows."""
+    import pyarrow.compute as pc
+
+    begin = 0
+    for end in pc.run_end_encode(values.combine_chunks()).run_ends.to_pylist():
+        yield begin, end
+        begin = end
+
+
+def _date(day: int) -> str:
+    return (date(1970, 1, 1) + timedelta(days=day)).isoformat()
