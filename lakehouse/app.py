@@ -1,0 +1,94 @@
+"""The one module that wires the rest together: settings, contracts, databases, lakes."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import TYPE_CHECKING
+
+from catalog.lake import Lake, LakeAddress, open_catalog
+from lakehouse.capture.source import Source
+from lakehouse.capture.xmin import XminCapture
+from lakehouse.clock import Clock, system_clock
+from lakehouse.control.database import connect
+from lakehouse.settings import Settings
+from schemas.contract import Contract, load_contracts
+from schemas.errors import LakehouseError
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog import Catalog
+    from sqlalchemy import Engine
+
+    from lakehouse.capture.protocol import CaptureMethod
+
+
+class App:
+    """What a command works with. Everything is opened when first used; safe to share between threads."""
+
+    def __init__(self, settings: Settings, clock: Clock = system_clock) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.source = Source(settings.source)
+        self._lock = threading.Lock()
+
+    @functools.cached_property
+    def contracts(self) -> dict[str, Contract]:
+        return load_contracts(self.settings.contract_folders)
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """The control database, checked.
+
+        Raises:
+            ControlError: see `lakehouse.control.database.connect`.
+        """
+        return connect(self.settings)
+
+    @functools.cached_property
+    def address(self) -> LakeAddress:
+        """The default lake's address, from the settings."""
+        lake = self.settings.lake
+        storage = {
+            "s3.endpoint": lake.s3.endpoint,
+            "s3.region": lake.s3.region or ("us-east-1" if lake.s3.endpoint else None),
+            "s3.access-key-id": lake.s3.access_key_id,
+            "s3.secret-access-key": lake.s3.secret_access_key and lake.s3.secret_access_key.get_secret_value(),
+            "s3.session-token": lake.s3.session_token and lake.s3.session_token.get_secret_value(),
+            "s3.connect-timeout": "5",
+            "s3.request-timeout": "60",
+        }
+        return LakeAddress(
+            kind=lake.catalog.kind,
+            name=lake.catalog.name,
+            uri=self.settings.catalog_uri,
+            warehouse=lake.warehouse,
+            storage={k: v for k, v in storage.items() if v},
+        )
+
+    @property
+    def catalog(self) -> Catalog:
+        # cached_property takes no lock since Python 3.12: two threads must not open two catalogs.
+        with self._lock:
+            return self._catalog
+
+    @functools.cached_property
+    def _catalog(self) -> Catalog:
+        return open_catalog(self.address)
+
+    def lake(self, organization: str) -> Lake:
+        """The lake of one organization. Not checked yet."""
+        return Lake(self.catalog, self.address, organization, self.settings.installation)
+
+    def method(self, contract: Contract) -> CaptureMethod:
+        """How a table is captured. `trigger` and `logical` will be chosen here, per table."""
+        return XminCapture(self.source, self.settings.capture, self.clock)
+
+    def contract(self, table: str) -> Contract:
+        """One contract by its table's name.
+
+        Raises:
+            LakehouseError: there is none of that name.
+        """
+        if table not in self.contracts:
+            raise LakehouseError(f"no contract for a table {table!r}", f"There are: {', '.join(sorted(self.contracts))}")
+        return self.contracts[table]
