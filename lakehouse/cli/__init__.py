@@ -1,0 +1,41 @@
+"""The command line. Results go to stdout (tables, or `--json`), progress and errors to stderr.
+
+Exit status: 0 done and well; 1 done, and something is not well (a difference, a table in error); 2 not done.
+Commands import what they need when they run: `lakehouse --help` must not load pyiceberg.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from lakehouse.cli import capture, demo, read, setup
+from schemas.errors import LakehouseError
+
+app = typer.Typer(
+    name="lakehouse",
+    help="PostgreSQL to canonical Apache Iceberg tables, one namespace per organization, provably complete.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+setup.register(app)
+capture.register(app)
+read.register(app)
+demo.register(app)
+
+
+def main() -> None:
+    """Entry point of the `lakehouse` program."""
+    try:
+        app()
+    except LakehouseError as error:
+        sys.stderr.write(f"error: {error.detail}\n")
+        if error.hint:
+            sys.stderr.write(f"  {error.hint}\n")
+        sys.exit(2)
+    except BrokenPipeError:
+        # `lakehouse query … | head`: the reader has what it wanted.
+        sys.stderr.close()
+        sys.exit(0)

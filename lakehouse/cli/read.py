@@ -1,0 +1,184 @@
+"""`lakehouse status`, `verify` and `query`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lakehouse.cli.capture import TableOption, chosen, error_json, open_app
+from lakehouse.cli.output import JsonFlag, duration, print_json, stderr, stdout, table
+from schemas.errors import LakehouseError
+
+if TYPE_CHECKING:
+    from lakehouse.verify.compare import Comparison
+
+
+def register(app: typer.Typer) -> None:
+    app.command("status")(status)
+    app.command("verify")(verify)
+    app.command("query")(query)
+
+
+def status(as_json: JsonFlag = False) -> None:
+    """Where every table of every organization stands, how far behind it is, and why."""
+    from lakehouse.query import tenants
+    from lakehouse.status import read_status
+
+    app = open_app()
+    found = read_status(app)
+    if as_json:
+        print_json({**dataclasses.asdict(found), "healthy": found.healthy})
+    else:
+        labels = {t.organization: t.label or t.organization for t in tenants(app)}
+        stdout.print(f"installation {found.installation}: {found.source} -> {found.warehouse}", markup=False)
+        stdout.print(
+            table(
+                "",
+                ("organization", "table", "state", "method", "lag", "deletes seen", "last landing", "watermark", "sequence"),
+                [
+                    (
+                        labels[t.organization],
+                        t.table,
+                        t.state,
+                        t.method,
+                        duration(t.lag_seconds),
+                        f"{duration(t.delete_lag_seconds)} ago" if t.reconciled_at else "never" if t.method else "",
+                        t.landed_at,
+                        t.watermark,
+                        t.sequence,
+                    )
+                    for t in found.tables
+                ],
+                numbers=("lag", "sequence"),
+            )
+        )
+        for t in found.tables:
+            if t.error:
+                stderr.print(f"error: {t.table}: organization {t.organization}: {t.error}", markup=False, soft_wrap=True)
+        if any(t.method == "xmin" for t in found.tables):
+            widest = max(found.window_seconds.values(), default=None)
+            stdout.print(
+                "method xmin does not see versions that were overwritten between two windows"
+                + (f" (recent windows are {duration(widest)} wide)" if widest else "")
+                + ", and deletes only when keys are compared."
+            )
+    if not found.healthy:
+        raise typer.Exit(1)
+
+
+def verify(
+    names: TableOption = None,
+    organization: Annotated[list[str] | None, typer.Option("--organization", help="Only this organization (id or slug).")] = None,
+    limit: Annotated[int, typer.Option(help="Differences to name, for each table and organization.")] = 20,
+    as_json: JsonFlag = False,
+) -> None:
+    """Compare the hot tables with the lake's own files, by key and by content. Exit 1 if anything differs."""
+    from lakehouse.capture.source import SourceTableMissing
+    from lakehouse.query import find_tenant, tenants
+    from lakehouse.verify.compare import verify_table
+
+    app = open_app()
+    known = tenants(app)
+    labels = {t.organization: t.label or t.organization for t in known}
+    wanted = [find_tenant(known, o).organization for o in organization] if organization else list(labels)
+    if not wanted:
+        raise LakehouseError("no organization is enrolled: there is nothing to compare", "Run `lakehouse init`.")
+    results: list[Comparison] = []
+    errors: dict[str, LakehouseError] = {}
+    for contract in chosen(app, names):
+        try:
+            results += verify_table(app, contract, wanted, limit=limit)
+        except SourceTableMissing as error:
+            if not contract.provisional:
+                errors[contract.table] = error
+        except LakehouseError as error:
+            errors[contract.table] = error
+    if as_json:
+        print_json(
+            {
+                "equal": all(r.equal for r in results) and not errors,
+                "tables": [
+                    {**vars(r), "equal": r.equal, "error": error_json(r.error) if r.error else None,
+                     "differences": [dataclasses.asdict(d) for d in r.differences]}
+                    for r in results
+                ],
+                "errors": {t: error_json(e) for t, e in errors.items()},
+            }
+        )
+    else:
+        stdout.print(comparison_table(results, labels))
+        for r in results:
+            _differences(r, labels)
+    for name, error in errors.items():
+        stderr.print(f"error: {name}: {error.detail}\n  {error.hint}", markup=False, soft_wrap=True)
+    if errors or not all(r.equal for r in results) or not results:
+        raise typer.Exit(1)
+
+
+def comparison_table(results: list[Comparison], labels: dict[str, str]) -> Any:
+    """The table of equality."""
+    return table(
+        "",
+        ("table", "organization", "hot rows", "lake rows", "versions", "missing", "extra", "content", "repeated", "equal"),
+        [
+            (
+                r.table,
+                labels.get(r.organization, r.organization),
+                r.hot_rows,
+                r.lake_rows,
+                r.versions,
+                r.missing,
+                r.extra,
+                r.content,
+                r.repeated,
+                "error" if r.error else r.equal,
+            )
+            for r in results
+        ],
+        numbers=("hot rows", "lake rows", "versions", "missing", "extra", "content", "repeated"),
+    )
+
+
+def _differences(result: Comparison, labels: dict[str, str]) -> None:
+    where = f"{result.table}: {labels.get(result.organization, result.organization)}"
+    if result.error:
+        stderr.print(f"error: {where}: {result.error.detail}\n  {result.error.hint}", markup=False, soft_wrap=True)
+    for d in result.differences:
+        key = ", ".join(f"{k}={v}" for k, v in d.key.items())
+        what = {"missing": "not in the lake", "extra": "not in the hot table", "content": "other content"}[d.kind]
+        columns = f" in {', '.join(d.columns)}" if d.columns else ""
+        pending = " (newer than the last window: the next brings it)" if d.pending else ""
+        stdout.print(f"{where}: {key}: {what}{columns}{pending}", markup=False, soft_wrap=True)
+    named = len(result.differences)
+    if (total := result.missing + result.extra + result.content) > named:
+        stdout.print(f"{where}: and {total - named:,} more", markup=False)
+
+
+def query(
+    statement: Annotated[str, typer.Argument(help="SQL; tables are the organization's latest state, <table>_history every version.")],
+    organization: Annotated[str | None, typer.Option("--organization", "-o", help="Whose tables have no prefix (id or slug).")] = None,
+    as_of: Annotated[str | None, typer.Option("--as-of", help="The state that was captured by this time, ISO 8601 (UTC unless it says).")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Run SQL over the lake with DuckDB; needs the lake and its catalog, not the hot tables."""
+    from lakehouse.query import run_query
+
+    result = run_query(open_app(), statement, organization=organization, as_of=_moment(as_of) if as_of else None)
+    if as_json:
+        print_json(result.to_pylist())
+        return
+    rows = [tuple(row.values()) for row in result.to_pylist()] if result.num_columns else []
+    stdout.print(table("", result.column_names, rows))
+    sys.stderr.write(f"{result.num_rows:,} rows\n")
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise LakehouseError(f"--as-of {text}: not a time", "Write 2026-01-31, 2026-01-31T12:00 or 2026-01-31T12:00:00+02:00.") from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

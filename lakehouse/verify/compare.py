@@ -1,0 +1,274 @@
+"""Compares one table of every organization: hot PostgreSQL on one side, DuckDB over the lake on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from psycopg import sql
+from schemas.views import latest_view_sql
+
+from catalog.tables import open_table
+from lakehouse.app import App
+from lakehouse.capture.position import HALF_SPACE, XID_SPACE, Position
+from lakehouse.capture.projection import Violation, select_list, to_lake
+from lakehouse.capture.source import HotTable, check_table, describe
+from lakehouse.capture.xmin import stream, tenant_condition, transaction
+from lakehouse.control import store
+from lakehouse.duck import connect, lake_relation, quoted
+from schemas.canonical import duckdb_field_text, duckdb_hash, postgres_field_text, postgres_hash
+from schemas.contract import Contract
+from schemas.errors import LakehouseError
+from schemas.lake_columns import OP, UPSERT, XMIN
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+    from pyiceberg.table import Table
+
+HASH = "_hash"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One key that the two sides do not hold alike.
+
+    `kind`: missing (not in the lake), extra (not in the hot table), content. `pending`: the hot row is newer
+    than the last window, so the next one will bring it.
+    """
+
+    organization: str
+    key: dict[str, Any]
+    kind: str
+    pending: bool
+    columns: tuple[str, ...] = ()
+
+
+@dataclass
+class Comparison:
+    """What one organization's table looks like on both sides."""
+
+    table: str
+    organization: str
+    hot_rows: int = 0
+    lake_rows: int = 0
+    versions: int = 0
+    missing: int = 0
+    extra: int = 0
+    content: int = 0
+    repeated: int = 0
+    """Versions that landed more than once: same key, same transaction, same content."""
+    differences: list[Difference] = field(default_factory=list)
+    error: LakehouseError | None = None
+
+    @property
+    def equal(self) -> bool:
+        return self.error is None and not (self.missing or self.extra or self.content or self.repeated)
+
+
+def verify_table(
+    app: App, contract: Contract, organizations: Sequence[str], *, limit: int = 20, repeats: bool = True
+) -> list[Comparison]:
+    """Compare the table for each organization. At most `limit` differences of each are named.
+
+    `repeats`: also look for versions that landed twice, which reads the whole history.
+
+    Raises:
+        SourceError, ContractViolation: the hot table cannot be read as the contract says.
+    """
+    results = {o: Comparison(contract.table, o) for o in organizations}
+    tables: dict[str, Table] = {}
+    for organization, comparison in results.items():
+        try:
+            lake = app.lake(organization)
+            lake.check()
+            tables[organization] = _open(lake, contract)
+        except LakehouseError as error:
+            comparison.error = error
+    cursors = store.cursors(app.engine, contract.table)
+    violations: dict[str, Violation] = {}
+    with connect(app.address.storage) as duck, app.source.catalog() as catalog, app.source.reader() as reader:
+        with reader.cursor() as cursor, transaction(cursor, contract):
+            hot = describe(catalog, contract)
+            check_table(contract, hot)
+            _load_hot(duck, cursor, contract, hot, list(tables), violations)
+            for organization, table in tables.items():
+                comparison = results[organization]
+                if organization in violations:
+                    comparison.error = violations[organization].error(contract)
+                    continue
+                position = cursors[organization].position if organization in cursors else None
+                _compare(duck, contract, comparison, table, position, limit, repeats)
+                _name_columns(duck, cursor, contract, table, comparison)
+    return list(results.values())
+
+
+def _open(lake: Any, contract: Contract) -> Table:
+    from pyiceberg.exceptions import NoSuchTableError
+
+    try:
+        return open_table(lake, contract)
+    except NoSuchTableError as error:
+        raise LakehouseError(f"{lake.namespace}.{contract.table}: not in the lake yet", "Run `lakehouse backfill`.") from error
+
+
+def _identity(contract: Contract) -> list[str]:
+    return list(dict.fromkeys([contract.tenant, *contract.identity]))
+
+
+def _load_hot(
+    duck: duckdb.DuckDBPyConnection,
+    cursor: Any,
+    contract: Contract,
+    hot: HotTable,
+    organizations: list[str],
+    violations: dict[str, Violation],
+) -> None:
+    """Stream key, xmin and content hash of every hot row into DuckDB, which spills what does not fit."""
+    import pyarrow as pa
+
+    from schemas.types import arrow_type
+
+    names = _identity(contract)
+    schema = pa.schema(
+        [
+            *[pa.field(n, arrow_type(contract[n].type)) for n in names],
+            pa.field(XMIN, pa.int64()),
+            pa.field(HASH, pa.string()),
+        ]
+    )
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        query = sql.SQL("SELECT {}, {} AS {} FROM {} AS t WHERE {}").format(
+            select_list(contract, only=tuple(names)),
+            sql.SQL(postgres_hash(contract, alias="t")),
+            sql.Identifier(HASH),
+            sql.Identifier(contract.source_schema, contract.source_table),
+            tenant_condition(contract, organizations, hot.columns[contract[contract.tenant].source].type),
+        )
+        for raw in stream(cursor, query, contract):
+            batch, found = to_lake(raw, contract, extra=(HASH,))
+            for violation in found:
+                violations.setdefault(violation.organization, violation)
+            yield batch.select(schema.names).cast(schema)
+
+    if organizations:
+        duck.register("stream", pa.RecordBatchReader.from_batches(schema, batches()))
+    else:
+        duck.register("stream", schema.empty_table())
+    duck.execute("CREATE TABLE hot AS SELECT * FROM stream")
+    duck.unregister("stream")
+
+
+def _compare(
+    duck: duckdb.DuckDBPyConnection,
+    contract: Contract,
+    comparison: Comparison,
+    table: Table,
+    position: Position | None,
+    limit: int,
+    repeats: bool,
+) -> None:
+    names = _identity(contract)
+    columns = ", ".join(quoted(n) for n in names)
+    tenant = quoted(contract.tenant)
+    mine = f"SELECT {columns}, {XMIN}, {HASH} FROM hot WHERE {tenant}::VARCHAR = $organization"
+    if table.current_snapshot() is None:
+        lake = f"SELECT {columns}, '' AS {HASH} FROM hot WHERE false"
+    else:
+        history = lake_relation(table.metadata_location)
+        latest = latest_view_sql(contract, relation=history)
+        lake = f"SELECT {columns}, {duckdb_hash(contract)} AS {HASH} FROM ({latest})"
+        comparison.versions = _one(duck, f"SELECT count(*) FROM {history}")
+        if repeats:
+            comparison.repeated = _one(
+                duck,
+                f"SELECT coalesce(sum(n - 1), 0)::BIGINT FROM (SELECT count(*) AS n FROM {history} "
+                f"WHERE {OP} = '{UPSERT}' GROUP BY {columns}, {XMIN}, {duckdb_hash(contract)} HAVING count(*) > 1)",
+            )
+    pending = "false" if position is None else _pending(position)
+    join = " AND ".join(f"h.{quoted(n)} = l.{quoted(n)}" for n in names)
+    both = ", ".join(f"coalesce(h.{quoted(n)}, l.{quoted(n)}) AS {quoted(n)}" for n in names)
+    duck.execute(
+        f"CREATE OR REPLACE TEMP TABLE compared AS SELECT {both}, h.{HASH} AS hot_hash, l.{HASH} AS lake_hash, "
+        f"coalesce({pending}, false) AS pending FROM ({mine}) h FULL JOIN ({lake}) l ON {join}",
+        {"organization": comparison.organization},
+    )
+    counts = duck.execute(
+        "SELECT count(hot_hash), count(lake_hash), count(*) FILTER (lake_hash IS NULL), "
+        "count(*) FILTER (hot_hash IS NULL), count(*) FILTER (hot_hash <> lake_hash) FROM compared"
+    ).fetchall()[0]
+    comparison.hot_rows, comparison.lake_rows, comparison.missing, comparison.extra, comparison.content = counts
+    keys = ", ".join(f"{quoted(n)}::VARCHAR AS {quoted(n)}" for n in names)
+    rows = duck.execute(
+        f"SELECT {keys}, CASE WHEN lake_hash IS NULL THEN 'missing' WHEN hot_hash IS NULL THEN 'extra' "
+        f"ELSE 'content' END AS kind, pending FROM compared WHERE hot_hash IS DISTINCT FROM lake_hash "
+        f"ORDER BY kind, {columns} LIMIT {int(limit)}"
+    ).fetchall()
+    comparison.differences = [
+        Difference(
+            comparison.organization,
+            {n: v for n, v in zip(names, row, strict=False) if n in contract.identity},
+            row[-2],
+            row[-1],
+        )
+        for row in rows
+    ]
+
+
+def _pending(position: Position) -> str:
+    seen = f"AND h.{XMIN} NOT IN ({', '.join(map(str, position.seen))})" if position.seen else ""
+    return f"((h.{XMIN} - {position.xmin % XID_SPACE} + {XID_SPACE}) % {XID_SPACE} < {HALF_SPACE} {seen})"
+
+
+def _one(duck: duckdb.DuckDBPyConnection, query: str) -> int:
+    value: int = duck.execute(query).fetchall()[0][0]
+    return value
+
+
+def _name_columns(
+    duck: duckdb.DuckDBPyConnection, cursor: Any, contract: Contract, table: Table, comparison: Comparison
+) -> None:
+    """For keys of other content: which columns differ, by the canonical text of each."""
+    named = [d for d in comparison.differences if d.kind == "content"]
+    if not named:
+        return
+    latest = latest_view_sql(contract, relation=lake_relation(table.metadata_location))
+    key = ", ".join(f"{quoted(n)}::VARCHAR" for n in contract.primary_key)
+    texts = ", ".join(duckdb_field_text(c) for c in contract.columns)
+    wanted = ", ".join("(" + ", ".join(f"'{str(d.key[k]).replace(chr(39), chr(39) * 2)}'" for k in contract.primary_key) + ")" for d in named)
+    lake = {
+        row[: len(contract.primary_key)]: row[len(contract.primary_key) :]
+        for row in duck.execute(f"SELECT {key}, {texts} FROM ({latest}) WHERE ({key}) IN ({wanted})").fetchall()
+    }
+    hot_key = sql.SQL(", ").join(
+        sql.SQL("t.{}::text").format(sql.Identifier(contract[k].source)) for k in contract.primary_key
+    )
+    query = sql.SQL("SELECT {}, {} FROM {} AS t WHERE ({}) IN ({})").format(
+        hot_key,
+        sql.SQL(", ".join(postgres_field_text(c, alias="t") for c in contract.columns)),
+        sql.Identifier(contract.source_schema, contract.source_table),
+        hot_key,
+        sql.SQL(", ").join(
+            sql.SQL("({})").format(sql.SQL(", ").join(sql.Literal(str(d.key[k])) for k in contract.primary_key))
+            for d in named
+        ),
+    )
+    cursor.execute(query.as_string(None))
+    hot = {row[: len(contract.primary_key)]: row[len(contract.primary_key) :] for row in cursor.fetchall()}
+    comparison.differences = [
+        d if d.kind != "content" else _with_columns(d, contract, hot, lake) for d in comparison.differences
+    ]
+
+
+def _with_columns(
+    difference: Difference, contract: Contract, hot: dict[tuple[Any, ...], Any], lake: dict[tuple[Any, ...], Any]
+) -> Difference:
+    import dataclasses
+
+    key = tuple(str(difference.key[k]) for k in contract.primary_key)
+    if key not in hot or key not in lake:
+        return difference
+    names = [c.name for c, h, x in zip(contract.columns, hot[key], lake[key], strict=True) if h != x]
+    return dataclasses.replace(difference, columns=tuple(names))
