@@ -75,6 +75,14 @@ class App:
     def _catalog(self) -> Catalog:
         return open_catalog(self.address)
 
+    def close(self) -> None:
+        """Close the databases' connections. The application can be used again and opens them again."""
+        for name in ("engine", "_catalog"):
+            opened = self.__dict__.pop(name, None)
+            engine = getattr(opened, "engine", opened)
+            if engine is not None:
+                engine.dispose()
+
     def lake(self, organization: str) -> Lake:
         """The lake of one organization. Not checked yet."""
         return Lake(self.catalog, self.address, organization, self.settings.installation)

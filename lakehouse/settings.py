@@ -221,6 +221,16 @@ def _reject_unknown_variables() -> None:
         )
 
 
+class ExplicitSettings(Settings):
+    """Settings from values alone: whatever the environment or a file says does not reach them."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
 def load_source_settings() -> SourceSettings:
     """Only the source's settings: enough to draft a contract.
 
@@ -233,7 +243,7 @@ def load_source_settings() -> SourceSettings:
         lake: LakeSettings = LakeSettings(warehouse="file:///unused")
 
     try:
-        return SourceOnly().source
+        return SourceOnly.model_validate({}).source
     except ValidationError as error:
         raise SettingsError(
             "settings are not valid:\n" + "\n".join(f"  {_fault(dict(e))}" for e in error.errors(include_input=False)),

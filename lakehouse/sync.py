@@ -14,11 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from catalog.tables import ensure_table
 from lakehouse.app import App
+from lakehouse.capture.position import Position
 from lakehouse.capture.protocol import Group, OpenWindow, Plan
 from lakehouse.control import store
 from lakehouse.control.store import StagedShare
@@ -154,8 +155,14 @@ def group_by_position(cursors: Mapping[str, LakeCursor], without: Iterable[str] 
     for organization, cursor in cursors.items():
         if organization not in skipped:
             members.setdefault(cursor.position, []).append(organization)
-    groups = [Group(cursors[m[0]].position, tuple(sorted(m))) for m in members.values()]
+    groups = [Group(_oldest([cursors[o].position for o in m]), tuple(sorted(m))) for m in members.values()]
     return sorted(groups, key=lambda g: -len(g.organizations))
+
+
+def _oldest(positions: list[Position]) -> Position:
+    """Equal positions as one: keys were compared when they were for the one that waits longest."""
+    never = datetime.min.replace(tzinfo=UTC)
+    return min(positions, key=lambda p: p.reconciled_at or never)
 
 
 def _window(

@@ -81,7 +81,7 @@ def iceberg_type(logical: LogicalType, element_id: int | None = None) -> Iceberg
         return ice.ListType(element_id, element, element_required=False)
     if logical.name == "decimal":
         return ice.DecimalType(logical.precision, logical.scale)
-    return {
+    primitive: IcebergType = {
         "string": ice.StringType,
         "json": ice.StringType,
         "boolean": ice.BooleanType,
@@ -92,3 +92,4 @@ def iceberg_type(logical: LogicalType, element_id: int | None = None) -> Iceberg
         "timestamptz": ice.TimestamptzType,
         "binary": ice.BinaryType,
     }[logical.name]()
+    return primitive

@@ -9,8 +9,6 @@ subtransactions. Source: postgresql.org/docs/current/functions-info.html, "pg_sn
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -43,7 +41,7 @@ class Position:
     an exact sweep starts there. `bound`: rows stamped before it cannot be new (None: do not prune).
     `repeats`: the next window may meet rows that the lake holds already and must ask it (after a backfill,
     after part of a landing, when `seen` was too long). `columns`, `labels`: what exported content depends on
-    without a row being touched.
+    without a row being touched. `reconciled_at` does not keep organizations apart: the oldest of a group counts.
     """
 
     xmin: int
@@ -52,11 +50,11 @@ class Position:
     exact_xmin: int
     bound: datetime | None
     repeats: bool
-    reconciled_at: datetime | None
     columns: str
     labels: tuple[tuple[str, str], ...]
     source: SourceIdentity
     method: str = "xmin"
+    reconciled_at: datetime | None = dataclasses.field(default=None, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         raw = dataclasses.asdict(self)
@@ -75,9 +73,6 @@ class Position:
         values["source"] = SourceIdentity(**values["source"])
         return cls(**values)
 
-    def digest(self) -> str:
-        """A short name of this position, for grouping and for people."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import signal
 import threading
@@ -100,7 +101,9 @@ def _sight(tables: list[Any]) -> dict[str, list[str]]:
 
 def backfill(
     names: TableOption = None,
-    organization: Annotated[list[str] | None, typer.Option("--organization", help="Only this organization (id).")] = None,
+    organization: Annotated[
+        list[str] | None, typer.Option("--organization", help="Only this organization (id).")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Read every table for the first time, for organizations that were not; resumes what was interrupted."""
@@ -177,9 +180,15 @@ def backfill(
 def sync(
     names: TableOption = None,
     once: Annotated[bool, typer.Option("--once", help="One window of every table, then stop.")] = False,
-    every: Annotated[str | None, typer.Option("--every", help="A window of every table each so often: 5s, 2m, 1h.")] = None,
+    every: Annotated[
+        str | None, typer.Option("--every", help="A window of every table each so often: 5s, 2m, 1h.")
+    ] = None,
     reconcile: Annotated[
-        bool | None, typer.Option("--reconcile/--no-reconcile", help="Compare keys (finds deletes) now, or not at all. Default: by its period.")
+        bool | None,
+        typer.Option(
+            "--reconcile/--no-reconcile",
+            help="Compare keys (finds deletes) now, or not at all. Default: by its period.",
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -193,7 +202,7 @@ def sync(
     if period is not None:
         # The round that is under way is finished; a second signal ends the process at once.
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda n, _frame: (stop.set(), signal.signal(n, signal.SIG_DFL)))
+            signal.signal(number, functools.partial(_stop, stop))
     failed = False
     while not stop.is_set():
         began = app.clock()
@@ -205,6 +214,12 @@ def sync(
         stop.wait(max(0.0, period - (app.clock() - began).total_seconds()))
     if failed:
         raise typer.Exit(1)
+
+
+def _stop(stop: threading.Event, number: int, frame: object) -> None:
+    del frame
+    stop.set()
+    signal.signal(number, signal.SIG_DFL)
 
 
 def _round(app: App, contracts: list[Contract], reconcile: bool | None, stop: threading.Event) -> list[TableResult]:

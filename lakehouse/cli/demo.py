@@ -2,8 +2,116 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
+
 import typer
+
+from lakehouse.cli.output import stderr, stdout
+
+if TYPE_CHECKING:
+    from lakehouse.demo.environment import World
+    from lakehouse.demo.run import DemoReport
 
 
 def register(app: typer.Typer) -> None:
-    del app
+    app.command("demo")(demo)
+
+
+def demo(
+    rows: Annotated[int, typer.Option(min=1000, help="About how many rows to seed.")] = 200_000,
+    organizations: Annotated[int, typer.Option(min=1, max=20, help="How many organizations.")] = 3,
+    seconds: Annotated[float, typer.Option(min=1, help="How long windows run under the workload.")] = 40,
+    rate: Annotated[int, typer.Option(min=1, help="Transactions a second of the workload, about.")] = 150,
+    seed: Annotated[int, typer.Option(help="Seed of the data and of the workload.")] = 1,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave everything running until Ctrl-C, and say how to reach it.")
+    ] = False,
+    report: Annotated[Path | None, typer.Option("--report", help="Write all figures to this file, as JSON.")] = None,
+) -> None:
+    """From an empty PostgreSQL to Iceberg on S3 under a live workload, then proof that both hold the same."""
+    from lakehouse.demo.environment import open_world
+    from lakehouse.demo.run import DemoOptions, run_demo
+
+    if report is not None and not report.resolve().parent.is_dir():
+        raise typer.BadParameter(f"no folder {report.resolve().parent}", param_hint="--report")
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        stderr.print(f"{time.monotonic() - began:6.1f} s  {line}", markup=False, soft_wrap=True)
+
+    say("starting PostgreSQL and an S3 server")
+    with open_world() as world:
+        options = DemoOptions(rows=rows, organizations=organizations, seconds=seconds, rate=rate, seed=seed)
+        result = run_demo(world, options, say)
+        _show(result)
+        if report is not None:
+            _write(result, report)
+        if keep:
+            _keep(world)
+    if not result.proven:
+        raise typer.Exit(1)
+
+
+def _show(result: DemoReport) -> None:
+    from lakehouse.cli.read import comparison_table
+    from lakehouse.demo.picture import picture
+
+    stdout.print()
+    stdout.print(picture(result))
+    stdout.print()
+    stdout.print(comparison_table(result.equality, result.labels))
+    for comparison in result.equality:
+        for difference in comparison.differences:
+            stdout.print(f"{comparison.table}: {difference}", markup=False)
+    stdout.print(
+        f"\nthe lake equals the hot database in {result.equal} of {len(result.equality)} tables; "
+        f"{result.seconds['total']:.0f} s in all"
+    )
+
+
+def _write(result: DemoReport, path: Path) -> None:
+    import json
+
+    path.write_text(json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    stdout.print(f"figures: {path}", markup=False)
+
+
+def _keep(world: World) -> None:
+    for line in reach(world):
+        stdout.print(line, markup=False, soft_wrap=True)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    stop.wait()
+
+
+def reach(world: World) -> list[str]:
+    """Lines to paste into another terminal: lakehouse, psql, DuckDB, pyiceberg."""
+    hot = urlsplit(world.hot_url)
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in world.variables().items()]
+    endpoint = urlsplit(world.s3.endpoint).netloc
+    return [
+        "\neverything is running until Ctrl-C. In another terminal, in this folder:",
+        "\n# lakehouse",
+        *exports,
+        'export PATH="$PWD/.venv/bin:$PATH"',
+        "lakehouse status",
+        "lakehouse query --organization ORGANIZATION 'SELECT severity, count(*) FROM findings GROUP BY 1'",
+        "\n# PostgreSQL",
+        f"export PGHOST={hot.hostname} PGPORT={hot.port} PGUSER={hot.username} "
+        f"PGPASSWORD={shlex.quote(hot.password or '')} PGDATABASE={hot.path.strip('/')}",
+        "psql -c 'SELECT count(*) FROM ingested_events'",
+        "\n# DuckDB (metadata paths: SELECT table_name, metadata_location FROM lakehouse.iceberg_tables)",
+        f"CREATE SECRET (TYPE s3, KEY_ID '{world.s3.access_key}', SECRET '{world.s3.secret_key}', "
+        f"ENDPOINT '{endpoint}', REGION '{world.s3.region}', USE_SSL false, URL_STYLE 'path');",
+        "SELECT count(*) FROM iceberg_scan('<metadata path>');",
+        "\n# pyiceberg",
+        "from lakehouse.app import App; from lakehouse.settings import load_settings",
+        "catalog = App(load_settings()).catalog; catalog.list_namespaces()",
+    ]

@@ -38,7 +38,17 @@ def status(as_json: JsonFlag = False) -> None:
         stdout.print(
             table(
                 "",
-                ("organization", "table", "state", "method", "lag", "deletes seen", "last landing", "watermark", "sequence"),
+                (
+                    "organization",
+                    "table",
+                    "state",
+                    "method",
+                    "lag",
+                    "deletes seen",
+                    "last landing",
+                    "watermark",
+                    "sequence",
+                ),
                 [
                     (
                         labels[t.organization],
@@ -58,7 +68,9 @@ def status(as_json: JsonFlag = False) -> None:
         )
         for t in found.tables:
             if t.error:
-                stderr.print(f"error: {t.table}: organization {t.organization}: {t.error}", markup=False, soft_wrap=True)
+                stderr.print(
+                    f"error: {t.table}: organization {t.organization}: {t.error}", markup=False, soft_wrap=True
+                )
         if any(t.method == "xmin" for t in found.tables):
             widest = max(found.window_seconds.values(), default=None)
             stdout.print(
@@ -72,7 +84,9 @@ def status(as_json: JsonFlag = False) -> None:
 
 def verify(
     names: TableOption = None,
-    organization: Annotated[list[str] | None, typer.Option("--organization", help="Only this organization (id or slug).")] = None,
+    organization: Annotated[
+        list[str] | None, typer.Option("--organization", help="Only this organization (id or slug).")
+    ] = None,
     limit: Annotated[int, typer.Option(help="Differences to name, for each table and organization.")] = 20,
     as_json: JsonFlag = False,
 ) -> None:
@@ -102,8 +116,12 @@ def verify(
             {
                 "equal": all(r.equal for r in results) and not errors,
                 "tables": [
-                    {**vars(r), "equal": r.equal, "error": error_json(r.error) if r.error else None,
-                     "differences": [dataclasses.asdict(d) for d in r.differences]}
+                    {
+                        **vars(r),
+                        "equal": r.equal,
+                        "error": error_json(r.error) if r.error else None,
+                        "differences": [dataclasses.asdict(d) for d in r.differences],
+                    }
                     for r in results
                 ],
                 "errors": {t: error_json(e) for t, e in errors.items()},
@@ -113,8 +131,8 @@ def verify(
         stdout.print(comparison_table(results, labels))
         for r in results:
             _differences(r, labels)
-    for name, error in errors.items():
-        stderr.print(f"error: {name}: {error.detail}\n  {error.hint}", markup=False, soft_wrap=True)
+    for name, fault in errors.items():
+        stderr.print(f"error: {name}: {fault.detail}\n  {fault.hint}", markup=False, soft_wrap=True)
     if errors or not all(r.equal for r in results) or not results:
         raise typer.Exit(1)
 
@@ -123,7 +141,18 @@ def comparison_table(results: list[Comparison], labels: dict[str, str]) -> Any:
     """The table of equality."""
     return table(
         "",
-        ("table", "organization", "hot rows", "lake rows", "versions", "missing", "extra", "content", "repeated", "equal"),
+        (
+            "table",
+            "organization",
+            "hot rows",
+            "lake rows",
+            "versions",
+            "missing",
+            "extra",
+            "content",
+            "repeated",
+            "equal",
+        ),
         [
             (
                 r.table,
@@ -159,9 +188,16 @@ def _differences(result: Comparison, labels: dict[str, str]) -> None:
 
 
 def query(
-    statement: Annotated[str, typer.Argument(help="SQL; tables are the organization's latest state, <table>_history every version.")],
-    organization: Annotated[str | None, typer.Option("--organization", "-o", help="Whose tables have no prefix (id or slug).")] = None,
-    as_of: Annotated[str | None, typer.Option("--as-of", help="The state that was captured by this time, ISO 8601 (UTC unless it says).")] = None,
+    statement: Annotated[
+        str, typer.Argument(help="SQL; tables are the organization's latest state, <table>_history every version.")
+    ],
+    organization: Annotated[
+        str | None, typer.Option("--organization", "-o", help="Whose tables have no prefix (id or slug).")
+    ] = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option("--as-of", help="The state that was captured by this time, ISO 8601 (UTC unless it says)."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Run SQL over the lake with DuckDB; needs the lake and its catalog, not the hot tables."""
@@ -180,5 +216,7 @@ def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise LakehouseError(f"--as-of {text}: not a time", "Write 2026-01-31, 2026-01-31T12:00 or 2026-01-31T12:00:00+02:00.") from error
+        raise LakehouseError(
+            f"--as-of {text}: not a time", "Write 2026-01-31, 2026-01-31T12:00 or 2026-01-31T12:00:00+02:00."
+        ) from error
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -45,7 +45,9 @@ def init(
             "Give ids as they stand in the tenant column.",
         )
     app.engine = migrate(app.settings)
-    added, present, errors = [], [], {}
+    added: list[str] = []
+    present: list[str] = []
+    errors: dict[str, LakehouseError] = {}
     for one in organization or known:
         try:
             app.lake(one).ensure()
@@ -73,23 +75,26 @@ def init(
             f"lake at {app.settings.lake.warehouse}, {len(tables)} tables"
         )
         stdout.print(f"organizations: {len(added)} new, {len(present)} already there")
-        for one, error in errors.items():
-            stderr.print(f"error: organization {one}: {error.detail}\n  {error.hint}", markup=False)
+        for one, fault in errors.items():
+            stderr.print(f"error: organization {one}: {fault.detail}\n  {fault.hint}", markup=False)
     if errors:
         raise typer.Exit(1)
 
 
 @contract_app.command("check")
 def check(
-    paths: Annotated[list[Path] | None, typer.Argument(help="Contract files or folders of them. Default: the settings'.")] = None,
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Contract files or folders of them. Default: the settings'.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Check contracts: every fault with its file and field."""
     from lakehouse.settings import load_settings
-    from schemas.contract import BUILT_IN, load_contract, load_contracts
+    from schemas.contract import BUILT_IN, Contract, load_contract, load_contracts
+    from schemas.errors import LakehouseError
 
     if paths:
-        contracts = {}
+        contracts: dict[str, Contract] = {}
         for path in paths:
             if path.is_dir():
                 contracts |= load_contracts([path])
@@ -99,12 +104,21 @@ def check(
     else:
         try:
             folders = load_settings().contract_folders
-        except Exception:
+        except LakehouseError:
             # Without settings the built-in contracts can still be checked.
             folders = [BUILT_IN]
         contracts = load_contracts(folders)
     rows = [
-        (c.table, c.version, c.source_name, len(c.columns), len(c.not_exported), c.event_time, c.retention, c.provisional)
+        (
+            c.table,
+            c.version,
+            c.source_name,
+            len(c.columns),
+            len(c.not_exported),
+            c.event_time,
+            c.retention,
+            c.provisional,
+        )
         for c in contracts.values()
     ]
     names = ("table", "version", "source", "columns", "not exported", "event time", "retention", "provisional")
@@ -129,9 +143,12 @@ def draft(
     source_table: Annotated[str, typer.Option("--table", help="The hot table, as schema.table.")],
     name: Annotated[str | None, typer.Option(help="Name of the lake table. Default: the hot table's.")] = None,
     tenant: Annotated[str | None, typer.Option(help="The column that names the organization.")] = None,
-    event_time: Annotated[str | None, typer.Option(help="The timestamp that partitions; it never changes for a key.")] = None,
+    event_time: Annotated[
+        str | None, typer.Option(help="The timestamp that partitions; it never changes for a key.")
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A contracts folder; writes <table>/v1.json there. Default: stdout.")
+        Path | None,
+        typer.Option("--output", "-o", help="A contracts folder; writes <table>/v1.json there. Default: stdout."),
     ] = None,
 ) -> None:
     """Write a first contract for any table, from the database's catalog. Notes go to stderr: read them."""

@@ -106,6 +106,8 @@ def migrate(settings: Settings) -> Engine:
             f"control schema {settings.control.schema_name!r} cannot be made: {error.orig}",
             "Let a privileged user run `lakehouse init` once, or grant CREATE on the database.",
         ) from error
+    finally:
+        engine.dispose()
     return connect(settings)
 
 

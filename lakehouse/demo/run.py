@@ -1,0 +1,196 @@
+"""The demo: the main job from an empty machine to proof, under a live workload, on real servers."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from catalog.lake import encode_organization
+from lakehouse.app import App
+from lakehouse.backfill.run import BackfillResult, backfill_table
+from lakehouse.control import store
+from lakehouse.control.database import migrate
+from lakehouse.demo.environment import World
+from lakehouse.demo.live import LiveWorkload
+from lakehouse.demo.seed import seed
+from lakehouse.executor import LocalProcesses
+from lakehouse.sync import TableResult, sync_table
+from lakehouse.verify.compare import Comparison, verify_table
+from schemas.errors import LakehouseError
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """How large and how long."""
+
+    rows: int = 200_000
+    organizations: int = 3
+    seconds: float = 40.0
+    rate: int = 150
+    seed: int = 1
+
+
+@dataclass
+class Round:
+    """One window of every table."""
+
+    number: int
+    seconds: float
+    reconciled: bool
+    upserts: int
+    deletes: int
+    snapshots: int
+    files: int
+    bytes: int
+
+
+@dataclass
+class DemoReport:
+    """Everything that the demo measured; `--report` writes it as JSON."""
+
+    options: DemoOptions
+    seeded: dict[str, int] = field(default_factory=dict)
+    workload: dict[str, dict[str, int]] = field(default_factory=dict)
+    backfill: list[dict[str, Any]] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
+    equality: list[Comparison] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def equal(self) -> int:
+        return sum(c.equal for c in self.equality)
+
+    @property
+    def proven(self) -> bool:
+        return bool(self.equality) and self.equal == len(self.equality)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return {
+            "options": dataclasses.asdict(self.options),
+            "seeded": self.seeded,
+            "workload": self.workload,
+            "backfill": self.backfill,
+            "rounds": [dataclasses.asdict(r) for r in self.rounds],
+            "equality": [
+                {
+                    **{k: v for k, v in vars(c).items() if k not in ("differences", "error")},
+                    "organization_label": self.labels.get(c.organization),
+                    "equal": c.equal,
+                    "error": str(c.error) if c.error else None,
+                }
+                for c in self.equality
+            ],
+            "tables_equal": self.equal,
+            "tables": len(self.equality),
+            "proven": self.proven,
+            "seconds": self.seconds,
+        }
+
+
+def run_demo(world: World, options: DemoOptions, say: Say) -> DemoReport:
+    """Seed, enrol, backfill and sync under the workload, then stop it, sync once more and compare.
+
+    Raises:
+        LakehouseError: any table or organization met an error: in the demo nothing may.
+    """
+    report = DemoReport(options)
+    began = time.monotonic()
+
+    def lap(name: str) -> None:
+        nonlocal began
+        report.seconds[name] = round(time.monotonic() - began, 2)
+        began = time.monotonic()
+
+    app = App(world.settings())
+    say(f"seeding about {options.rows:,} rows in ten tables, {options.organizations} organizations")
+    report.seeded = seed(world.hot_url, rows=options.rows, organizations=options.organizations, seed=options.seed)
+    lap("seed")
+    say("control tables, namespaces, lakes")
+    app.engine = migrate(app.settings)
+    report.labels = app.source.organizations()
+    for organization in report.labels:
+        app.lake(organization).ensure()
+        store.enrol(
+            app.engine,
+            organization,
+            encode_organization(organization),
+            app.address.kind,
+            app.settings.lake.warehouse,
+            list(app.contracts),
+        )
+    lap("init")
+    with LiveWorkload(world.hot_url, rate=options.rate, seed=options.seed) as workload:
+        say(f"a live workload begins: about {options.rate} transactions a second")
+        workload.phase("backfill")
+        _backfill(app, report, say)
+        lap("backfill")
+        workload.phase("windows")
+        _windows(app, report, options.seconds, say)
+        report.workload = workload.finish()
+        lap("windows")
+    say("the workload has stopped; one more window, with a comparison of keys")
+    _round(app, report, reconcile=True)
+    lap("last window")
+    say("DuckDB reads the lake's own files and compares every row with PostgreSQL")
+    for contract in app.contracts.values():
+        report.equality += verify_table(app, contract, list(report.labels))
+    lap("verify")
+    report.seconds["total"] = round(sum(report.seconds.values()), 2)
+    return report
+
+
+def _backfill(app: App, report: DemoReport, say: Say) -> None:
+    with LocalProcesses(app.settings.backfill.workers) as executor:
+        for contract in app.contracts.values():
+            began = time.monotonic()
+            result: BackfillResult = backfill_table(app, contract, executor)
+            _raise(result.errors)
+            seconds = time.monotonic() - began
+            rows = sum(result.rows.values())
+            say(f"backfill {contract.table:<20} {rows:>8,} rows, {rows / seconds:>9,.0f} rows/s")
+            report.backfill.append(
+                {"table": contract.table, "rows": rows, "ranges": result.read_ranges, "seconds": round(seconds, 3)}
+            )
+
+
+def _windows(app: App, report: DemoReport, seconds: float, say: Say) -> None:
+    """Windows of every table until the time is over; keys are compared in every third round."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        done = _round(app, report, reconcile=len(report.rounds) % 3 == 2)
+        say(
+            f"round {done.number:>2}: {done.upserts:>6,} upserts, "
+            + (f"{done.deletes:>4,} deletes, " if done.reconciled else " " * 14)
+            + f"{done.snapshots:>2} snapshots in {done.seconds:.1f} s"
+        )
+
+
+def _round(app: App, report: DemoReport, *, reconcile: bool) -> Round:
+    began = time.monotonic()
+    results: list[TableResult] = [sync_table(app, c, reconcile=reconcile) for c in app.contracts.values()]
+    for result in results:
+        _raise(result.errors)
+    done = Round(
+        number=len(report.rounds) + 1,
+        seconds=round(time.monotonic() - began, 3),
+        reconciled=reconcile,
+        upserts=sum(sum(r.upserts.values()) for r in results),
+        deletes=sum(sum(r.deletes.values()) for r in results),
+        snapshots=sum(len(r.snapshots) for r in results),
+        files=sum(r.files for r in results),
+        bytes=sum(r.bytes for r in results),
+    )
+    report.rounds.append(done)
+    return done
+
+
+def _raise(errors: dict[str, LakehouseError]) -> None:
+    for error in errors.values():
+        raise error

@@ -1,0 +1,50 @@
+"""The servers that tests share: one PostgreSQL and one S3 server a session, a fresh database or bucket a test."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from lakehouse.embedded.postgres import EmbeddedPostgres
+from lakehouse.embedded.s3 import EmbeddedS3
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[EmbeddedPostgres]:
+    """The session's PostgreSQL; a test that stops or kills a server makes one of its own."""
+    with EmbeddedPostgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[EmbeddedS3]:
+    """The session's S3 server; a test that stops, kills or pauses a server makes one of its own."""
+    with EmbeddedS3() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """The URL of a fresh database, dropped afterwards with whatever still holds it."""
+    name = f"test_{secrets.token_hex(6)}"
+    yield postgres_server.create_database(name)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def s3(s3_server: EmbeddedS3) -> EmbeddedS3:
+    """The session's S3 server, beside a `bucket`."""
+    return s3_server
+
+
+@pytest.fixture
+def bucket(s3_server: EmbeddedS3) -> str:
+    """The name of a fresh bucket."""
+    return s3_server.create_bucket(f"test-{secrets.token_hex(6)}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how much was not tested, also when it is nothing."""
+    terminalreporter.write_line(f"skipped: {len(terminalreporter.stats.get('skipped', []))}")
