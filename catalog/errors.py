@@ -23,7 +23,11 @@ class OwnershipError(LakehouseError):
 
 
 _STORAGE_HINTS = (
-    (("NO_SUCH_BUCKET", "NoSuchBucket"), "Create the bucket, or set LAKEHOUSE_LAKE__WAREHOUSE to one that is there.", Retry.MANUAL),
+    (
+        ("NO_SUCH_BUCKET", "NoSuchBucket"),
+        "Create the bucket, or set LAKEHOUSE_LAKE__WAREHOUSE to one that is there.",
+        Retry.MANUAL,
+    ),
     (
         ("INVALID_ACCESS_KEY_ID", "InvalidAccessKeyId", "SIGNATURE_DOES_NOT_MATCH", "SignatureDoesNotMatch"),
         "Check LAKEHOUSE_LAKE__S3__ACCESS_KEY_ID and LAKEHOUSE_LAKE__S3__SECRET_ACCESS_KEY.",
@@ -35,7 +39,15 @@ _STORAGE_HINTS = (
         Retry.MANUAL,
     ),
     (
-        ("NETWORK_CONNECTION", "Couldn't connect", "Connection refused", "curlCode", "Timeout", "SLOW_DOWN", "SERVICE_UNAVAILABLE"),
+        (
+            "NETWORK_CONNECTION",
+            "Couldn't connect",
+            "Connection refused",
+            "curlCode",
+            "Timeout",
+            "SLOW_DOWN",
+            "SERVICE_UNAVAILABLE",
+        ),
         "The storage does not answer: check LAKEHOUSE_LAKE__S3__ENDPOINT and the network; nothing was lost.",
         Retry.TIMED,
     ),

@@ -45,7 +45,9 @@ def encode_organization(organization_id: str) -> str:
     """
     body = re.sub(rb"[^a-z0-9]", lambda m: b"_%02x" % m[0][0], organization_id.encode())
     if not organization_id or len(body) > 200:
-        raise CatalogError(f"organization id {organization_id[:80]!r} cannot name a namespace", "It is empty or too long.")
+        raise CatalogError(
+            f"organization id {organization_id[:80]!r} cannot name a namespace", "It is empty or too long."
+        )
     return f"org_{body.decode()}"
 
 
@@ -112,7 +114,8 @@ class Lake:
                 properties = self.catalog.load_namespace_properties(self.namespace)
             except NoSuchNamespaceError as error:
                 raise CatalogError(
-                    f"namespace {self.namespace} is not in the catalog", "Run `lakehouse init`; it makes what is missing."
+                    f"namespace {self.namespace} is not in the catalog",
+                    "Run `lakehouse init`; it makes what is missing.",
                 ) from error
         self.check_marks(f"namespace {self.namespace}", properties)
 
@@ -126,5 +129,5 @@ class Lake:
             if found != ours:
                 raise OwnershipError(
                     f"{where}: its {mark} is {found!r}, ours is {ours!r}: it is another's, and nothing was written",
-                    f"Check {setting} and the warehouse and catalog in [lake]; each installation writes a lake of its own.",
+                    f"Check {setting} and the warehouse and catalog in [lake]: each installation has its own lake.",
                 )

@@ -36,7 +36,9 @@ def table_properties(lake: Lake, contract: Contract) -> dict[str, str]:
         "write.parquet.compression-codec": "zstd",
     }
     # Bounds of a JSON text prune nothing and would copy the start of payloads into manifests.
-    properties.update({f"write.metadata.metrics.column.{c.name}": "counts" for c in contract.columns if c.type.name == "json"})
+    properties.update(
+        {f"write.metadata.metrics.column.{c.name}": "counts" for c in contract.columns if c.type.name == "json"}
+    )
     return properties
 
 
@@ -107,7 +109,9 @@ def _check_ids(table: Table, contract: Contract, *, allow_missing: bool) -> None
                 "later columns after those; a changed type needs a new major version.",
             )
     if set(schema.column_names) - {f.name for f in lake_fields(contract)} - _nested(schema.column_names):
-        extra = sorted(set(schema.column_names) - {f.name for f in lake_fields(contract)} - _nested(schema.column_names))
+        extra = sorted(
+            set(schema.column_names) - {f.name for f in lake_fields(contract)} - _nested(schema.column_names)
+        )
         raise CatalogError(
             f"{'.'.join(table.name())}: has columns that the contract {contract.version} lacks: {', '.join(extra)}",
             "Use the newest contract of the table: within a major version columns are only added.",

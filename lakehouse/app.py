@@ -87,8 +87,8 @@ class App:
         """The lake of one organization. Not checked yet."""
         return Lake(self.catalog, self.address, organization, self.settings.installation)
 
-    def method(self, contract: Contract) -> CaptureMethod:
-        """How a table is captured. `trigger` and `logical` will be chosen here, per table."""
+    def method(self) -> CaptureMethod:
+        """How tables are captured. `trigger` and `logical` will be chosen here."""
         return XminCapture(self.source, self.settings.capture, self.clock)
 
     def contract(self, table: str) -> Contract:
@@ -98,5 +98,7 @@ class App:
             LakehouseError: there is none of that name.
         """
         if table not in self.contracts:
-            raise LakehouseError(f"no contract for a table {table!r}", f"There are: {', '.join(sorted(self.contracts))}")
+            raise LakehouseError(
+                f"no contract for a table {table!r}", f"There are: {', '.join(sorted(self.contracts))}"
+            )
         return self.contracts[table]

@@ -6,8 +6,12 @@ wheels and are loaded by path: nothing is downloaded, nothing is written into a 
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib.util
+import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+MEMORY = "1GB"
+_LOCK = threading.Lock()
 _EXTENSIONS = ("icu", "avro", "httpfs", "iceberg")  # iceberg needs avro and httpfs loaded before it
 
 
@@ -32,28 +38,51 @@ def _extension(name: str) -> Path:
 
 
 @contextmanager
-def connect(storage: Mapping[str, str], *, memory: str = "1GB") -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection that can read Iceberg tables; `storage` holds pyiceberg's `s3.*` properties."""
+def connect(storage: Mapping[str, str], *, private: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that can read Iceberg tables; `storage` holds pyiceberg's `s3.*` properties.
+
+    Connections of one process share one engine, so its memory is bounded once; temporary tables and registered
+    streams are each connection's own. `private`: an engine of its own, for statements that make schemas.
+    """
+    if private:
+        with tempfile.TemporaryDirectory(prefix="lakehouse-duckdb-") as spill, _open(storage, spill) as connection:
+            yield connection
+        return
+    with _LOCK:
+        engine = _shared(tuple(sorted(storage.items())))
+    with engine.cursor() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        yield connection
+
+
+@functools.cache
+def _shared(storage: tuple[tuple[str, str], ...]) -> duckdb.DuckDBPyConnection:
+    spill = tempfile.mkdtemp(prefix="lakehouse-duckdb-")
+    atexit.register(shutil.rmtree, spill, ignore_errors=True)
+    return _open(dict(storage), spill)
+
+
+def _open(storage: Mapping[str, str], spill: str) -> duckdb.DuckDBPyConnection:
     import duckdb
 
-    with tempfile.TemporaryDirectory(prefix="lakehouse-duckdb-") as spill:
-        connection = duckdb.connect(
-            config={
-                "memory_limit": memory,
-                "temp_directory": spill,
-                "autoinstall_known_extensions": "false",
-                "autoload_known_extensions": "false",
-                "preserve_insertion_order": "false",
-            }
-        )
-        with connection:
-            for name in _EXTENSIONS:
-                connection.execute(f"LOAD {literal(str(_extension(name)))}")
-            # After LOAD: the setting belongs to the icu extension.
-            connection.execute("SET TimeZone = 'UTC'")
-            if "s3.access-key-id" in storage or "s3.endpoint" in storage:
-                connection.execute(_secret(storage))
-            yield connection
+    connection = duckdb.connect(
+        config={
+            "memory_limit": MEMORY,
+            "temp_directory": spill,
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "preserve_insertion_order": "false",
+            # Proof reads what is stored now, not what this process read before.
+            "enable_external_file_cache": "false",
+        }
+    )
+    for name in _EXTENSIONS:
+        connection.execute(f"LOAD {literal(str(_extension(name)))}")
+    # After LOAD: the setting belongs to the icu extension.
+    connection.execute("SET TimeZone = 'UTC'")
+    if "s3.access-key-id" in storage or "s3.endpoint" in storage:
+        connection.execute(_secret(storage))
+    return connection
 
 
 def _secret(storage: Mapping[str, str]) -> str:

@@ -53,7 +53,9 @@ def _armed() -> dict[str, _Armed]:
     for item in filter(None, os.environ.get("LAKEHOUSE_FAILPOINTS", "").split(";")):
         name, _, action = item.partition("=")
         if name not in NAMES:
-            raise LakehouseError(f"LAKEHOUSE_FAILPOINTS: no failpoint is named {name!r}", f"There are: {', '.join(NAMES)}")
+            raise LakehouseError(
+                f"LAKEHOUSE_FAILPOINTS: no failpoint is named {name!r}", f"There are: {', '.join(NAMES)}"
+            )
         action, _, number = action.partition("@")
         armed[name] = _Armed(action, int(number) if number else None)
     return armed

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from schemas.views import latest_view_sql
-
 from catalog.tables import open_table
 from lakehouse.app import App
 from lakehouse.control import store
@@ -23,6 +21,7 @@ from lakehouse.duck import connect, lake_relation, literal, quoted
 from schemas.contract import Contract
 from schemas.errors import LakehouseError
 from schemas.lake_columns import CAPTURED_AT, arrow_schema
+from schemas.views import latest_view_sql
 
 if TYPE_CHECKING:
     import duckdb
@@ -94,7 +93,7 @@ def session(
     default = find_tenant(known, organization) if organization else known[0] if len(known) == 1 else None
     words = {word.lower() for word in re.findall(r"\w+", query)}
     quoted_text = query.lower()
-    with connect(app.address.storage) as connection:
+    with connect(app.address.storage, private=True) as connection:
         for tenant in known:
             named = [n for n in tenant.names if n.lower() in words or n.lower() in quoted_text]
             if tenant is not default and not named:
@@ -138,7 +137,7 @@ def _views(
     for schema in schemas:
         prefix = f"{quoted(schema)}.{quoted(contract.table)}"
         connection.execute(f"CREATE OR REPLACE VIEW {prefix} AS {latest}")
-        connection.execute(f"CREATE OR REPLACE VIEW {prefix[:-1]}_history\" AS {history}")
+        connection.execute(f'CREATE OR REPLACE VIEW {prefix[:-1]}_history" AS {history}')
 
 
 def _hint(app: App, organization: str | None) -> str:

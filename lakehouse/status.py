@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -65,11 +66,7 @@ def read_status(app: App) -> Status:
         source=app.settings.source.address,
         warehouse=app.settings.lake.warehouse,
         window_seconds=_widths(times),
-        tables=[
-            _table(o, t, cursors.get((o, t)), t in running, now)
-            for o in organizations
-            for t in app.contracts
-        ],
+        tables=[_table(o, t, cursors.get((o, t)), t in running, now) for o in organizations for t in app.contracts],
     )
 
 
@@ -117,7 +114,7 @@ def _widths(times: Any) -> dict[str, float]:
         by_table.setdefault(table, []).append(moment)
     widths: dict[str, float] = {}
     for table, moments in by_table.items():
-        gaps = sorted((a - b).total_seconds() for a, b in zip(moments, moments[1:21], strict=False))
+        gaps = sorted((a - b).total_seconds() for a, b in itertools.pairwise(moments[:21]))
         if gaps:
             widths[table] = gaps[len(gaps) // 2]
     return widths

@@ -177,7 +177,7 @@ def _window(
     if not groups:
         return
     window_id = uuid.uuid4()
-    method = app.method(contract)
+    method = app.method()
     with method.open_window(contract, groups, reconcile=reconcile) as window:
         captured_at = max([window.captured_at, *(c.captured_at for c in cursors.values())])
         result.window, result.captured_at = str(window_id), captured_at
@@ -269,7 +269,7 @@ def _read(
             except LakehouseError as error:
                 result.errors[organization] = error
                 continue
-            stager.add(keys.deleted(organization, table, cursors[organization]), op=DELETE)
+            stager.add(keys.deleted(table, cursors[organization]), op=DELETE)
     rows = window.rows(plan)
     if not plan.ask_lake:
         stager.add(rows)
@@ -385,5 +385,3 @@ class _SequenceCounter:
 
     def last(self, organization: str) -> int:
         return self.next_after[organization]
-
-

@@ -35,7 +35,13 @@ LAKE_COLUMNS: tuple[Column, ...] = (
     _own(2, SEQUENCE, "long", "Orders the versions of a table; gaps are normal."),
     _own(3, CAPTURED_AT, "timestamptz", "When the snapshot that saw this version was taken."),
     _own(4, WINDOW, "string", "Id of the window or backfill that brought it."),
-    _own(5, XMIN, "long", "The transaction that wrote the version, PostgreSQL's 32-bit xmin; null for a delete.", nullable=True),
+    _own(
+        5,
+        XMIN,
+        "long",
+        "The transaction that wrote the version, PostgreSQL's 32-bit xmin; null for a delete.",
+        nullable=True,
+    ),
 )
 
 

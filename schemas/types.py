@@ -21,7 +21,7 @@ _LIST = re.compile(r"list<(\w+)>")
 
 @dataclass(frozen=True)
 class LogicalType:
-    """A parsed type: `name` is string, boolean, integer, long, double, date, timestamptz, json, binary, decimal or list."""
+    """A parsed type. `name`: string, boolean, integer, long, double, date, timestamptz, json, binary, decimal, list."""
 
     name: str
     precision: int = 0

@@ -22,7 +22,9 @@ def estimated_rows(hot: HotTable) -> int:
     return hot.rows or hot.bytes // ROW_BYTES_GUESS
 
 
-def key_ranges(connection: psycopg.Connection[Any], contract: Contract, hot: HotTable, rows_per_range: int) -> list[Range]:
+def key_ranges(
+    connection: psycopg.Connection[Any], contract: Contract, hot: HotTable, rows_per_range: int
+) -> list[Range]:
     """Ranges that together cover every possible key, once.
 
     Bounds are quantiles of a sample, sorted by the database in the column's own order and collation.

@@ -96,9 +96,7 @@ class BackfillState:
 def running(engine: Engine, table: str) -> BackfillState | None:
     """The table's backfill that was begun and not finished, if there is one."""
     with engine.connect() as connection:
-        found = connection.scalar(
-            select(Backfill.id).where(Backfill.table_name == table, Backfill.status == "running")
-        )
+        found = connection.scalar(select(Backfill.id).where(Backfill.table_name == table, Backfill.status == "running"))
     return load(engine, found) if found else None
 
 
@@ -107,9 +105,7 @@ def load(engine: Engine, backfill: uuid.UUID) -> BackfillState:
     with engine.connect() as connection:
         head = connection.execute(select(Backfill.__table__).where(Backfill.id == backfill)).one()
         ranges = connection.execute(
-            select(BackfillRange.__table__)
-            .where(BackfillRange.backfill_id == backfill)
-            .order_by(BackfillRange.number)
+            select(BackfillRange.__table__).where(BackfillRange.backfill_id == backfill).order_by(BackfillRange.number)
         ).all()
         sequences = connection.execute(
             select(BackfillSequence.organization_id, BackfillSequence.next_sequence).where(
@@ -132,7 +128,7 @@ def load(engine: Engine, backfill: uuid.UUID) -> BackfillState:
             )
             for r in ranges
         ],
-        sequences={organization: number for organization, number in sequences},
+        sequences=dict(sequences),
         estimated_rows=head.estimated_rows,
     )
 

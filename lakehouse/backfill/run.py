@@ -74,7 +74,7 @@ def backfill_table(
     executor: Executor,
     *,
     organizations: tuple[str, ...] | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = lambda *_: None,
 ) -> BackfillResult:
     """Read a table for every enrolled organization that has no cursor (or for those named).
 
@@ -115,7 +115,7 @@ def _backfill(
             ready = _ready(app, contract, tables, [o for o in wanted if o not in known], result)
             if not ready:
                 return
-            state = _begin(app, contract, catalog, hot, tables, ready)
+            state = _begin(app, contract, catalog, hot, ready)
         else:
             ready = _ready(app, contract, tables, list(state.organizations), result, resuming=True)
             # Ranges read from now on will lack the others: they must not be landed by this backfill.
@@ -155,7 +155,6 @@ def _begin(
     contract: Contract,
     catalog: psycopg.Connection[Any],
     hot: HotTable,
-    tables: LakeTables,
     organizations: list[str],
 ) -> BackfillState:
     watermarked = contract.watermark is not None and contract.watermark.every_change
@@ -168,9 +167,7 @@ def _begin(
         bound=prune_bound(catalog) if watermarked else None,
     )
     ranges = key_ranges(catalog, contract, hot, app.settings.backfill.range_rows)
-    return record.begin(
-        app.engine, uuid.uuid4(), contract.table, organizations, first, ranges, estimated_rows(hot)
-    )
+    return record.begin(app.engine, uuid.uuid4(), contract.table, organizations, first, ranges, estimated_rows(hot))
 
 
 def _read_ranges(
@@ -198,7 +195,9 @@ def _read_ranges(
             for future in finished:
                 exported = running.pop(future)
                 range_result = _result(future)
-                record.range_done(app.engine, state.id, range_result, exported.snapshot, exported.captured_at, app.clock())
+                record.range_done(
+                    app.engine, state.id, range_result, exported.snapshot, exported.captured_at, app.clock()
+                )
                 failpoint("backfill.range_done")
                 result.read_ranges += 1
                 result.read_rows += range_result.rows
@@ -269,7 +268,9 @@ class _Snapshots:
         import psycopg
 
         settings = self._app.settings.source
-        connection = psycopg.connect(settings.url.get_secret_value(), autocommit=True, application_name="lakehouse backfill")
+        connection = psycopg.connect(
+            settings.url.get_secret_value(), autocommit=True, application_name="lakehouse backfill"
+        )
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         row = connection.execute("SELECT pg_export_snapshot(), pg_current_snapshot()::text").fetchone()
         assert row is not None  # noqa: S101 - the query has no FROM

@@ -121,7 +121,8 @@ def _engine_for(url: str, schema: str) -> Engine:
     from lakehouse.settings import sqlalchemy_url
 
     return create_engine(
-        sqlalchemy_url(url), connect_args={"options": f"-csearch_path={schema}", "application_name": "lakehouse backfill"}
+        sqlalchemy_url(url),
+        connect_args={"options": f"-csearch_path={schema}", "application_name": "lakehouse backfill"},
     )
 
 

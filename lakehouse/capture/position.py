@@ -74,7 +74,6 @@ class Position:
         return cls(**values)
 
 
-
 @dataclass(frozen=True)
 class Snapshot:
     """`pg_current_snapshot()`, without the list of running transactions."""

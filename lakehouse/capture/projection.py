@@ -41,7 +41,7 @@ class Violation:
         key = ", ".join(f"{k}={v!r}" for k, v in self.key.items())
         return ContractViolation(
             f"{contract.source_name}: organization {self.organization}: row {key}: {self.column}: {self.reason}",
-            "Mend the value in the source or the contract; the organization's table goes on by itself at the next window.",
+            "Mend the value in the source or the contract; the next round reads it again.",
         )
 
 
@@ -105,7 +105,10 @@ def to_lake(
             bad.setdefault(column.name, (pc.is_null(raw), "is null, the contract says it never is"))
         shape = _SHAPE + column.name
         if shape in batch.schema.names and pc.any(batch.column(shape)).as_py():
-            bad[column.name] = (batch.column(shape), "is an array of several dimensions or with another lower bound than 1")
+            bad[column.name] = (
+                batch.column(shape),
+                "is an array of several dimensions or with another lower bound than 1",
+            )
     arrays |= {name: batch.column(name) for name in (XMIN, *extra)}
     converted = pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
     if not bad:
@@ -148,12 +151,20 @@ def _convert(raw: pa.Array, column: Column) -> tuple[pa.Array, tuple[pa.Array, s
         ticks = raw.cast(pa.timestamp("us")) if pa.types.is_timestamp(raw.type) and raw.type.tz is None else raw
         ticks = ticks.view(pa.int64()) if pa.types.is_timestamp(ticks.type) else ticks
         outside = _outside(ticks, _FIRST_US, _LAST_US)
-        array = ticks.view(target) if outside is None else pc.if_else(outside, pa.scalar(None, pa.int64()), ticks).view(target)
+        array = (
+            ticks.view(target)
+            if outside is None
+            else pc.if_else(outside, pa.scalar(None, pa.int64()), ticks).view(target)
+        )
         return array, outside if outside is None else (outside, "is infinite, or not in the years 1 to 9999")
     if name == "date":
         days = raw.view(pa.int32())
         outside = _outside(days, _FIRST_DAY, _LAST_DAY)
-        array = days.view(target) if outside is None else pc.if_else(outside, pa.scalar(None, pa.int32()), days).view(target)
+        array = (
+            days.view(target)
+            if outside is None
+            else pc.if_else(outside, pa.scalar(None, pa.int32()), days).view(target)
+        )
         return array, outside if outside is None else (outside, "is infinite, or not in the years 1 to 9999")
     if name == "decimal":
         special = pc.is_in(raw, pa.array(["NaN", "Infinity", "-Infinity"]))

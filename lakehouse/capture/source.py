@@ -191,7 +191,9 @@ def describe(connection: psycopg.Connection[Any], contract: Contract) -> HotTabl
     if found is None:
         raise SourceTableMissing(
             f"{contract.source_name}: not there{' yet (the contract is provisional)' if contract.provisional else ''}",
-            "" if contract.provisional else "Was it renamed? Mend `source` in the contract, or grant USAGE on its schema.",
+            ""
+            if contract.provisional
+            else "Was it renamed? Mend `source` in the contract, or grant USAGE on its schema.",
             retry=Retry.MANUAL,
         )
     oid, kind, rows, _total, heap, secured, readable = found

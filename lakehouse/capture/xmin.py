@@ -293,7 +293,8 @@ def prune_bound(catalog: psycopg.Connection[Any]) -> datetime | None:
     ).fetchone()
     # After the activity: a transaction that is prepared between the two was still in the first.
     prepared = catalog.execute("SELECT count(*) FROM pg_prepared_xacts").fetchone()
-    assert row is not None and prepared is not None  # noqa: S101 - neither query can be empty
+    assert row is not None  # noqa: S101 - neither query can be empty
+    assert prepared is not None  # noqa: S101
     return None if row[1] or prepared[0] else row[0].astimezone(UTC)
 
 

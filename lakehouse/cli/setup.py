@@ -131,9 +131,8 @@ def check(
 @contract_app.command("docs")
 def docs() -> None:
     """Print the documentation of every table, as Markdown."""
-    from schemas.documentation import contracts_markdown
-
     from schemas.contract import BUILT_IN, load_contracts
+    from schemas.documentation import contracts_markdown
 
     sys.stdout.write(contracts_markdown(load_contracts([BUILT_IN])))
 

@@ -101,7 +101,13 @@ def cursors(engine: Engine, table: str) -> dict[str, LakeCursor]:
 
 
 def save_cursor(
-    engine: Engine, organization: str, table: str, cursor: LakeCursor, *, snapshot_id: int | None, landed_at: datetime | None
+    engine: Engine,
+    organization: str,
+    table: str,
+    cursor: LakeCursor,
+    *,
+    snapshot_id: int | None,
+    landed_at: datetime | None,
 ) -> None:
     """Write where an organization stands; what was there before is replaced."""
     with engine.begin() as connection:
@@ -274,5 +280,3 @@ def forget_cursor(engine: Engine, organization: str, table: str) -> None:
     """Forget where an organization stands (its lake table remembers)."""
     with engine.begin() as connection:
         connection.execute(delete(Cursor).where(Cursor.organization_id == organization, Cursor.table_name == table))
-
-

@@ -55,7 +55,13 @@ def split_parts(files: Sequence[StagedFile], most_partitions: int) -> list[list[
 
 
 def land(
-    table: Table, window: str, files: Sequence[StagedFile], before: LakeCursor | None, after: LakeCursor, *, most_partitions: int
+    table: Table,
+    window: str,
+    files: Sequence[StagedFile],
+    before: LakeCursor | None,
+    after: LakeCursor,
+    *,
+    most_partitions: int,
 ) -> Landed:
     """Commit one organization's share of a window, in parts if it must be.
 
@@ -132,12 +138,12 @@ def _commit(
                     retry=Retry.TIMED,
                 ) from error
             continue
-        except Exception as error:  # the reply may be lost: only the table knows
+        except Exception:  # the reply may be lost: only the table knows
             with lake_errors(where):
                 table.refresh()
                 if (done := _settled(table, cursor)) is not None:
                     return done
-                raise error
+                raise
         failpoint("landing.after_commit")
         if (done := _settled(table, cursor)) is None:
             raise CatalogError(f"{where}: the commit of window {window} was acknowledged and is not in the table")
@@ -145,9 +151,7 @@ def _commit(
     raise AssertionError("unreachable")
 
 
-def _append(
-    table: Table, window: str, part: int, parts: int, files: Sequence[StagedFile], cursor: LakeCursor
-) -> None:
+def _append(table: Table, window: str, part: int, parts: int, files: Sequence[StagedFile], cursor: LakeCursor) -> None:
     entries = [describe_data_file(table, file) for file in files]
     with table.transaction() as transaction:
         transaction.set_properties({CURSOR_PROPERTY: json.dumps(cursor.to_json(), separators=(",", ":"))})
@@ -176,6 +180,6 @@ def _check_fence(table: Table, expected: str | None) -> None:
     if stands != expected:
         raise FencedError(
             f"{'.'.join(table.name())}: stands after window {stands or '(none)'}, "
-            f"this landing was read from {expected or '(none)'}: another program landed in between, nothing was written",
+            f"this landing was read from {expected or '(none)'}: another program landed between, nothing was written",
             "Only one installation writes a lake; the next window starts from where the table stands.",
         )

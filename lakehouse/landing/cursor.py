@@ -88,5 +88,7 @@ def read_cursor(table: Table) -> LakeCursor | None:
         if version == 1:
             return LakeCursor.from_json(raw)
     except (KeyError, TypeError, ValueError) as error:
-        raise CursorError(f"{where}: its cursor cannot be read: {error}", f"The property {CURSOR_PROPERTY} was changed by hand.") from error
+        raise CursorError(
+            f"{where}: its cursor cannot be read: {error}", f"The property {CURSOR_PROPERTY} was changed by hand."
+        ) from error
     raise CursorError(f"{where}: its cursor is of version {version}", "A newer program wrote it: upgrade this one.")

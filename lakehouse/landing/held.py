@@ -42,7 +42,9 @@ class HeldRows:
             if not self.pairs:
                 yield batch
                 continue
-            candidates = pa.table({n: batch.column(n) for n in names}).append_column("row", pa.arange(0, batch.num_rows))
+            candidates = pa.table({n: batch.column(n) for n in names}).append_column(
+                "row", pa.arange(0, batch.num_rows)
+            )
             self._connection.register("candidates", candidates)
             keep = self._connection.execute(
                 f"SELECT b.row FROM candidates b WHERE NOT EXISTS (SELECT 1 FROM pairs p WHERE {join}) ORDER BY b.row"
@@ -72,7 +74,7 @@ def held_rows(
         ]
         count = 0
         if parts:
-            connection.execute(f"CREATE TABLE pairs AS {' UNION ALL '.join(parts)}")
+            connection.execute(f"CREATE TEMP TABLE pairs AS {' UNION ALL '.join(parts)}")
             found = connection.execute("SELECT count(*) FROM pairs").fetchone()
             count = found[0] if found else 0
         yield HeldRows(contract, connection, count)
@@ -87,7 +89,7 @@ class KeyReconciliation:
         self._names = list(dict.fromkeys([contract.tenant, *contract.identity]))
         self._columns = ", ".join(quoted(n) for n in self._names)
 
-    def deleted(self, organization: str, table: Table, cursor: LakeCursor) -> Iterator[pa.RecordBatch]:
+    def deleted(self, table: Table, cursor: LakeCursor) -> Iterator[pa.RecordBatch]:
         """Rows (tenant and identity columns) that are alive in the lake and not in the hot table."""
         if table.current_snapshot() is None:
             return
@@ -121,7 +123,8 @@ class KeyReconciliation:
 
             Path(plain_path(path)).parent.mkdir(parents=True, exist_ok=True)
         self._connection.execute(
-            f"COPY (SELECT {self._columns}, false AS archived FROM hot WHERE {tenant}::VARCHAR = {literal(organization)}) "
+            f"COPY (SELECT {self._columns}, false AS archived FROM hot "
+            f"WHERE {tenant}::VARCHAR = {literal(organization)}) "
             f"TO {literal(plain_path(path))} (FORMAT parquet, COMPRESSION zstd)"
         )
         return Inventory(sequence, path)
@@ -144,7 +147,7 @@ def key_reconciliation(
             connection.register("stream", pa.Table.from_batches([], schema))
         else:
             connection.register("stream", pa.RecordBatchReader.from_batches(first.schema, _chain(first, keys)))
-        connection.execute("CREATE TABLE hot AS SELECT * FROM stream")
+        connection.execute("CREATE TEMP TABLE hot AS SELECT * FROM stream")
         connection.unregister("stream")
         yield KeyReconciliation(contract, connection)
 

@@ -85,7 +85,9 @@ class Stager:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=kind is not None)
 
     def add(self, batches: Iterable[pa.RecordBatch], op: str = UPSERT) -> int:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
-from schemas.views import latest_view_sql
 
 from catalog.tables import open_table
 from lakehouse.app import App
@@ -21,6 +20,7 @@ from schemas.canonical import duckdb_field_text, duckdb_hash, postgres_field_tex
 from schemas.contract import Contract
 from schemas.errors import LakehouseError
 from schemas.lake_columns import OP, UPSERT, XMIN
+from schemas.views import latest_view_sql
 
 if TYPE_CHECKING:
     import duckdb
@@ -88,19 +88,24 @@ def verify_table(
             comparison.error = error
     cursors = store.cursors(app.engine, contract.table)
     violations: dict[str, Violation] = {}
-    with connect(app.address.storage) as duck, app.source.catalog() as catalog, app.source.reader() as reader:
-        with reader.cursor() as cursor, transaction(cursor, contract):
-            hot = describe(catalog, contract)
-            check_table(contract, hot)
-            _load_hot(duck, cursor, contract, hot, list(tables), violations)
-            for organization, table in tables.items():
-                comparison = results[organization]
-                if organization in violations:
-                    comparison.error = violations[organization].error(contract)
-                    continue
-                position = cursors[organization].position if organization in cursors else None
-                _compare(duck, contract, comparison, table, position, limit, repeats)
-                _name_columns(duck, cursor, contract, table, comparison)
+    with (
+        connect(app.address.storage) as duck,
+        app.source.catalog() as catalog,
+        app.source.reader() as reader,
+        reader.cursor() as cursor,
+        transaction(cursor, contract),
+    ):
+        hot = describe(catalog, contract)
+        check_table(contract, hot)
+        _load_hot(duck, cursor, contract, hot, list(tables), violations)
+        for organization, table in tables.items():
+            comparison = results[organization]
+            if organization in violations:
+                comparison.error = violations[organization].error(contract)
+                continue
+            position = cursors[organization].position if organization in cursors else None
+            _compare(duck, contract, comparison, table, position, limit, repeats)
+            _name_columns(duck, cursor, contract, table, comparison)
     return list(results.values())
 
 
@@ -110,7 +115,9 @@ def _open(lake: Any, contract: Contract) -> Table:
     try:
         return open_table(lake, contract)
     except NoSuchTableError as error:
-        raise LakehouseError(f"{lake.namespace}.{contract.table}: not in the lake yet", "Run `lakehouse backfill`.") from error
+        raise LakehouseError(
+            f"{lake.namespace}.{contract.table}: not in the lake yet", "Run `lakehouse backfill`."
+        ) from error
 
 
 def _identity(contract: Contract) -> list[str]:
@@ -157,7 +164,7 @@ def _load_hot(
         duck.register("stream", pa.RecordBatchReader.from_batches(schema, batches()))
     else:
         duck.register("stream", schema.empty_table())
-    duck.execute("CREATE TABLE hot AS SELECT * FROM stream")
+    duck.execute("CREATE TEMP TABLE hot AS SELECT * FROM stream")
     duck.unregister("stream")
 
 
@@ -237,7 +244,10 @@ def _name_columns(
     latest = latest_view_sql(contract, relation=lake_relation(table.metadata_location))
     key = ", ".join(f"{quoted(n)}::VARCHAR" for n in contract.primary_key)
     texts = ", ".join(duckdb_field_text(c) for c in contract.columns)
-    wanted = ", ".join("(" + ", ".join(f"'{str(d.key[k]).replace(chr(39), chr(39) * 2)}'" for k in contract.primary_key) + ")" for d in named)
+    wanted = ", ".join(
+        "(" + ", ".join(f"'{str(d.key[k]).replace(chr(39), chr(39) * 2)}'" for k in contract.primary_key) + ")"
+        for d in named
+    )
     lake = {
         row[: len(contract.primary_key)]: row[len(contract.primary_key) :]
         for row in duck.execute(f"SELECT {key}, {texts} FROM ({latest}) WHERE ({key}) IN ({wanted})").fetchall()

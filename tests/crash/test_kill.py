@@ -11,9 +11,7 @@ import pytest
 from lakehouse.failpoints import NAMES
 from tests.support import Lakehouse, host_tables, insert_events, local_variables
 
-WINDOW_POINTS = [
-    n for n in NAMES if n.startswith(("capture.", "landing.")) and n != "landing.after_part"
-]
+WINDOW_POINTS = [n for n in NAMES if n.startswith(("capture.", "landing.")) and n != "landing.after_part"]
 BACKFILL_POINTS = [n for n in NAMES if n.startswith("backfill.")]
 
 

@@ -43,14 +43,14 @@ def query(url: str, statement: str) -> Any:
         return row[0] if row else None
 
 
-def client(server: EmbeddedS3, secret: str | None = None) -> Any:
+def client(server: EmbeddedS3, secret: str | None = None, read_timeout: float = 30) -> Any:
     return boto3.client(
         "s3",
         endpoint_url=server.endpoint,
         aws_access_key_id=server.access_key,
         aws_secret_access_key=secret or server.secret_key,
         region_name=server.region,
-        config=Config(proxies={}, retries={"max_attempts": 0}, connect_timeout=5, read_timeout=30),
+        config=Config(proxies={}, retries={"max_attempts": 0}, connect_timeout=5, read_timeout=read_timeout),
     )
 
 
@@ -395,16 +395,8 @@ def test_s3_keeps_objects_over_kill_and_pauses() -> None:
         assert len(access.get_object(Bucket="kept", Key="object-0")["Body"].read()) == 100_000
 
         server.pause()
-        hasty = access.meta.config.merge(Config(read_timeout=0.3))
         with pytest.raises(ReadTimeoutError):
-            boto3.client(
-                "s3",
-                endpoint_url=endpoint,
-                aws_access_key_id=server.access_key,
-                aws_secret_access_key=server.secret_key,
-                region_name=server.region,
-                config=hasty,
-            ).list_buckets()
+            client(server, read_timeout=0.3).list_buckets()
         server.resume()
         assert access.list_buckets()["Buckets"][0]["Name"] == "kept"
         server.pause()  # and stop ends a paused server too

@@ -86,7 +86,12 @@ def test_a_deleted_row_is_a_delete_in_its_own_partition(house: Lakehouse) -> Non
         assert house.sync_ok("events", reconcile=True).deletes == {"org-a": 1}
         house.assert_equal("events")
         last = house.versions("events", "org-a")[-1]
-        assert (last["_op"], last["id"], last["organization_id"], last["payload"]) == ("delete", "org-a-e2", "org-a", None)
+        assert (last["_op"], last["id"], last["organization_id"], last["payload"]) == (
+            "delete",
+            "org-a-e2",
+            "org-a",
+            None,
+        )
         assert last["occurred_at"].isoformat() == "2026-01-01T00:02:00+00:00"
         # The same id again, and gone again: history keeps all of it.
         insert_events(hot, "org-a", 2, 1)
@@ -169,8 +174,10 @@ def test_a_pruned_table_misses_nothing_after_its_exact_read(house: Lakehouse) ->
         # Stamped long ago: the prune hides it. Stamped now: seen, and its transaction is in the seen list.
         with hot.transaction():
             hot.execute(insert, ["2026-01-01", 6, 6])
-            hot.execute("INSERT INTO siem_deliveries (id, organization_id, stream, payload, updated_at) "
-                        "VALUES ('d7', 'org-a', 'EVENTS', '{}', timezone('utc', now()))")
+            hot.execute(
+                "INSERT INTO siem_deliveries (id, organization_id, stream, payload, updated_at) "
+                "VALUES ('d7', 'org-a', 'EVENTS', '{}', timezone('utc', now()))"
+            )
         assert house.sync_ok("siem_deliveries", reconcile=False).upserts == {"org-a": 1}
         assert house.sync_ok("siem_deliveries", reconcile=True).upserts == {"org-a": 1}
         assert house.sync_ok("siem_deliveries", reconcile=True).upserts == {}
@@ -226,9 +233,7 @@ def test_two_programs_on_one_table_do_not_land_twice(house: Lakehouse) -> None:
         for n in range(10):
             insert_events(hot, "org-a", 100 + n, 1)
             results = []
-            threads = [
-                threading.Thread(target=lambda h=h: results.append(h.sync("events"))) for h in (house, other)
-            ]
+            threads = [threading.Thread(target=lambda h=h: results.append(h.sync("events"))) for h in (house, other)]
             for t in threads:
                 t.start()
             for t in threads:
@@ -245,12 +250,16 @@ def test_a_stale_cursor_is_fenced_and_mended_from_the_lake(house: Lakehouse) -> 
         insert_events(hot, "org-a", 1, 2)
         house.backfill("events")
         with house.app.engine.connect() as control:
-            old = control.execute(text("SELECT position::text, fence, sequence FROM cursors WHERE organization_id = 'org-a'")).one()
+            old = control.execute(
+                text("SELECT position::text, fence, sequence FROM cursors WHERE organization_id = 'org-a'")
+            ).one()
         insert_events(hot, "org-a", 10, 1)
         house.sync_ok("events")
         with house.app.engine.begin() as control:  # the control database was restored from a backup
             control.execute(
-                text("UPDATE cursors SET position = CAST(:p AS jsonb), fence = :f, sequence = :s WHERE organization_id = 'org-a'"),
+                text(
+                    "UPDATE cursors SET position = CAST(:p AS jsonb), fence = :f, sequence = :s WHERE organization_id = 'org-a'"
+                ),
                 {"p": old[0], "f": old[1], "s": old[2]},
             )
         insert_events(hot, "org-a", 20, 1)

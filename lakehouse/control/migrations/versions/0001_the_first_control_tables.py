@@ -193,7 +193,8 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint(
-            "kind IN ('SNOWFLAKE', 'BIGQUERY', 'DATABRICKS', 'ICEBERG_S3', 'PARQUET_S3', 'JSONL_S3', 'POSTGRES_REPLICA')",
+            "kind IN ('SNOWFLAKE', 'BIGQUERY', 'DATABRICKS', 'ICEBERG_S3', 'PARQUET_S3', "
+            "'JSONL_S3', 'POSTGRES_REPLICA')",
             name=op.f("ck_warehouse_destinations_kind"),
         ),
         sa.CheckConstraint("status IN ('active', 'paused', 'error')", name=op.f("ck_warehouse_destinations_status")),
