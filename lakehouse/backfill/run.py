@@ -121,9 +121,9 @@ def _backfill(
             # Ranges read from now on will lack the others: they must not be landed by this backfill.
             record.leave_out(app.engine, state.id, set(state.organizations) - set(ready))
     result.resumed_ranges = sum(r.done for r in state.ranges)
-    _read_ranges(app, contract, hot, tables, executor, state, progress, result)
+    footers = _read_ranges(app, contract, hot, tables, executor, state, progress, result)
     failpoint("backfill.before_commit")
-    if _land(app, contract, tables, state.id, result):
+    if _land(app, contract, tables, state.id, footers, result):
         record.finish(app.engine, state.id, app.clock())
 
 
@@ -179,7 +179,9 @@ def _read_ranges(
     state: BackfillState,
     progress: Progress,
     result: BackfillResult,
-) -> None:
+) -> dict[str, StagedFile]:
+    """Read what is left; returns the files written by this run, whose footers need not be read back."""
+    written: dict[str, StagedFile] = {}
     pending = [r for r in state.ranges if not r.done]
     done_rows = sum(r.rows for r in state.ranges if r.done)
     organizations = tuple(o for o in state.organizations if o not in result.errors)
@@ -199,6 +201,7 @@ def _read_ranges(
                     app.engine, state.id, range_result, exported.snapshot, exported.captured_at, app.clock()
                 )
                 failpoint("backfill.range_done")
+                written |= {f.path: f for f in range_result.files}
                 result.read_ranges += 1
                 result.read_rows += range_result.rows
                 for organization, violation in range_result.violations.items():
@@ -206,6 +209,7 @@ def _read_ranges(
                 for organization, message in range_result.failures.items():
                     result.errors.setdefault(organization, BackfillError(message))
                 progress(done_rows + result.read_rows, max(state.estimated_rows, done_rows + result.read_rows))
+    return written
 
 
 def _result(future: Future[RangeResult]) -> RangeResult:
@@ -290,7 +294,14 @@ def _snapshots(app: App) -> Iterator[_Snapshots]:
         snapshots.close()
 
 
-def _land(app: App, contract: Contract, tables: LakeTables, backfill: uuid.UUID, result: BackfillResult) -> bool:
+def _land(
+    app: App,
+    contract: Contract,
+    tables: LakeTables,
+    backfill: uuid.UUID,
+    written: dict[str, StagedFile],
+    result: BackfillResult,
+) -> bool:
     """One commit (or numbered parts) per organization; where that is done already, only the cursor is written.
 
     True if nothing is left to land.
@@ -301,7 +312,7 @@ def _land(app: App, contract: Contract, tables: LakeTables, backfill: uuid.UUID,
     files: dict[str, list[StagedFile]] = defaultdict(list)
     for part in state.ranges:
         for file in part.files:
-            files[file.organization].append(file)
+            files[file.organization].append(written.get(file.path, file))
     for organization in state.organizations:
         if organization in landed:
             continue

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import psycopg
 from psycopg import sql
 
-DAYS = 30
+DAYS = 14
 """Calendar days (UTC) that event times are spread over, today included."""
 
 _SHARES = {

@@ -138,10 +138,13 @@ def is_ready(data: Path, pid: int) -> bool:
     return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
 
-def remove_shared_memory(data: Path) -> None:
-    """Remove the 56 bytes of System V memory that a killed server leaves, and that only its next start would."""
+def remove_shared_memory(data: Path, pid: int) -> None:
+    """Remove the 56 bytes of System V memory that the killed postmaster `pid` left; only its next start would.
+
+    Another server's is never touched, though it may run on the same `data`.
+    """
     lines = _lock_file(data)
-    if len(lines) > 6 and len(words := lines[6].split()) == 2:
+    if len(lines) > 6 and lines[0] == str(pid) and len(words := lines[6].split()) == 2:
         ctypes.CDLL(None).shmctl(int(words[1]), _IPC_RMID, None)
 
 

@@ -73,6 +73,7 @@ class EmbeddedPostgres:
         self._server: Server | None = None
         self._port = 0
         self._password = ""
+        self._last_pid: int | None = None
         self._binaries = Path()
         self._data = Path()
 
@@ -123,7 +124,8 @@ class EmbeddedPostgres:
         self._server.end(*dict.fromkeys([_SIGNALS[mode], signal.SIGINT, signal.SIGQUIT]), timeout=30)
         if keep:
             return
-        remove_shared_memory(self._data)
+        if self._last_pid is not None:
+            remove_shared_memory(self._data, self._last_pid)
         self._server.close()
         self._server = None
         self._port = 0
@@ -218,3 +220,4 @@ class EmbeddedPostgres:
             command += ["-c", f"{name}={value}"]
         server.start(command, environment(server.folder), lambda pid: is_ready(self._data, pid))
         self._port = port
+        self._last_pid = server.pid

@@ -9,8 +9,10 @@ was lost is settled by asking the table.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -152,7 +154,9 @@ def _commit(
 
 
 def _append(table: Table, window: str, part: int, parts: int, files: Sequence[StagedFile], cursor: LakeCursor) -> None:
-    entries = [describe_data_file(table, file) for file in files]
+    # A footer that has to be read back is a round trip to the storage.
+    with ThreadPoolExecutor(8, thread_name_prefix="footer") as pool:
+        entries = list(pool.map(functools.partial(describe_data_file, table), files))
     with table.transaction() as transaction:
         transaction.set_properties({CURSOR_PROPERTY: json.dumps(cursor.to_json(), separators=(",", ":"))})
         summary = {

@@ -88,6 +88,11 @@ def sockets_in_tmp() -> set[str]:
     return {path.name for path in Path("/tmp").glob("seaweedfs-*")}
 
 
+def shared_memory() -> set[str]:
+    """The ids of all System V segments."""
+    return {line.split()[1] for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]}
+
+
 def first_of(ports: list[int]) -> Callable[..., int]:
     return lambda **options: ports.pop() if ports else host.free_port(**options)
 
@@ -153,9 +158,10 @@ def test_postgres_keeps_committed_rows_over_kill_and_restart() -> None:
         family = family_of(server)
         server.kill()
         assert alive(family) == [keeper_of(server)]
-        segments = Path("/proc/sysvipc/shm").read_text()
-    left = Path("/proc/sysvipc/shm").read_text()
-    assert len(left.splitlines()) < len(segments.splitlines()), "a killed server's shared memory stayed behind"
+        lock = (folder_of(server) / "data" / "postmaster.pid").read_text().splitlines()
+        segment = lock[6].split()[1]
+        assert segment in shared_memory()
+    assert segment not in shared_memory()
 
 
 def test_a_given_data_folder_is_kept_with_its_password() -> None:
@@ -173,6 +179,8 @@ def test_a_given_data_folder_is_kept_with_its_password() -> None:
             second = EmbeddedPostgres(base / "data")
             with pytest.raises(LakehouseError, match=r"postmaster\.pid"):
                 second.start()
+            lock = (base / "data" / "postmaster.pid").read_text().splitlines()
+            assert lock[6].split()[1] in shared_memory(), "the second server took what the first one holds"
     finally:
         shutil.rmtree(base)
 
@@ -384,7 +392,8 @@ def test_s3_keeps_objects_over_kill_and_pauses() -> None:
         assert endpoint != other.endpoint
         access = client(server)
         server.create_bucket("kept")
-        for step, down in enumerate((server.kill, lambda: server.stop(keep=True))):
+        downs: list[Callable[[], None]] = [server.kill, lambda: server.stop(keep=True)]
+        for step, down in enumerate(downs):
             access.put_object(Bucket="kept", Key=f"object-{step}", Body=b"x" * 100_000)
             down()
             server.start()
