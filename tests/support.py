@@ -146,7 +146,9 @@ class Lakehouse:
 
     def run_json(self, *arguments: str, check: int | None = 0) -> Any:
         """Run the program with `--json` and decode what it prints."""
-        return json.loads(self.run(*arguments, "--json", check=check).stdout)
+        done = self.run(*arguments, "--json", check=check)
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout)
 
     def start(self, *arguments: str, failpoints: str = "") -> subprocess.Popen[str]:
         """Start the program and do not wait."""

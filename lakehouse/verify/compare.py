@@ -15,11 +15,11 @@ from lakehouse.capture.projection import Violation, select_list, to_lake
 from lakehouse.capture.source import HotTable, check_table, describe
 from lakehouse.capture.xmin import stream, tenant_condition, transaction
 from lakehouse.control import store
-from lakehouse.duck import connect, lake_relation, quoted
+from lakehouse.duck import connect, literal, plain_path, quoted
 from schemas.canonical import duckdb_field_text, duckdb_hash, postgres_field_text, postgres_hash
 from schemas.contract import Contract
 from schemas.errors import LakehouseError
-from schemas.lake_columns import DELETE, OP, SEQUENCE, UPSERT, XMIN
+from schemas.lake_columns import DELETE, OP, SEQUENCE, UPSERT, XMIN, arrow_schema
 from schemas.views import latest_view_sql
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def verify_table(
     Raises:
         SourceError, ContractViolation: the hot table cannot be read as the contract says.
     """
+    import duckdb
+
     results = {o: Comparison(contract.table, o) for o in organizations}
     tables: dict[str, Table] = {}
     for organization, comparison in results.items():
@@ -104,8 +106,14 @@ def verify_table(
                 comparison.error = violations[organization].error(contract)
                 continue
             position = cursors[organization].position if organization in cursors else None
-            _compare(duck, contract, comparison, table, position, limit, repeats)
-            _name_columns(duck, cursor, contract, table, comparison)
+            try:
+                _compare(duck, contract, comparison, table, position, limit, repeats)
+                _name_columns(duck, cursor, contract, table, comparison)
+            except duckdb.Error as error:
+                comparison.error = LakehouseError(
+                    f"{'.'.join(table.name())}: the lake's files cannot be read: {str(error).splitlines()[0]}",
+                    "A file that is gone or damaged: bring it back from the bucket's versions; the hot rows are whole.",
+                )
     return list(results.values())
 
 
@@ -187,7 +195,7 @@ def _compare(
         # One pass over the files, then everything from keys and hashes.
         duck.execute(
             f"CREATE OR REPLACE TEMP TABLE versions AS SELECT {columns}, {XMIN}, {OP}, {SEQUENCE}, "
-            f"{duckdb_hash(contract)} AS {HASH} FROM {lake_relation(table.metadata_location)}"
+            f"{duckdb_hash(contract)} AS {HASH} FROM ({_files(duck, contract, table)})"
         )
         identity = ", ".join(quoted(n) for n in contract.identity)
         lake = (
@@ -231,6 +239,20 @@ def _compare(
     ]
 
 
+def _files(duck: duckdb.DuckDBPyConnection, contract: Contract, table: Table) -> str:
+    """SQL over exactly the data files of the current snapshot, as they are stored now.
+
+    Not `iceberg_scan`: it believes the file sizes in the manifests, so a rewritten file would be an error that
+    names no row. Columns go by name, which a contract never changes; a file from before a column has nulls.
+    """
+    paths = ", ".join(literal(plain_path(path)) for path in table.inspect.files()["file_path"].to_pylist())
+    duck.register("no_rows", arrow_schema(contract).empty_table())
+    return (
+        "SELECT * FROM no_rows UNION ALL BY NAME "
+        f"SELECT * FROM read_parquet([{paths}], union_by_name = true, hive_partitioning = false)"
+    )
+
+
 def _pending(position: Position) -> str:
     seen = f"AND h.{XMIN} NOT IN ({', '.join(map(str, position.seen))})" if position.seen else ""
     return f"((h.{XMIN} - {position.xmin % XID_SPACE} + {XID_SPACE}) % {XID_SPACE} < {HALF_SPACE} {seen})"
@@ -245,35 +267,35 @@ def _name_columns(
     duck: duckdb.DuckDBPyConnection, cursor: Any, contract: Contract, table: Table, comparison: Comparison
 ) -> None:
     """For keys of other content: which columns differ, by the canonical text of each."""
+    import pyarrow as pa
+
     named = [d for d in comparison.differences if d.kind == "content"]
     if not named:
         return
-    latest = latest_view_sql(contract, relation=lake_relation(table.metadata_location))
-    key = ", ".join(f"{quoted(n)}::VARCHAR" for n in contract.primary_key)
-    texts = ", ".join(duckdb_field_text(c) for c in contract.columns)
-    wanted = ", ".join(
-        "(" + ", ".join(f"'{str(d.key[k]).replace(chr(39), chr(39) * 2)}'" for k in contract.primary_key) + ")"
-        for d in named
-    )
-    lake = {
-        row[: len(contract.primary_key)]: row[len(contract.primary_key) :]
-        for row in duck.execute(f"SELECT {key}, {texts} FROM ({latest}) WHERE ({key}) IN ({wanted})").fetchall()
-    }
-    hot_key = sql.SQL(", ").join(
-        sql.SQL("t.{}::text").format(sql.Identifier(contract[k].source)) for k in contract.primary_key
-    )
-    query = sql.SQL("SELECT {}, {} FROM {} AS t WHERE ({}) IN ({})").format(
-        hot_key,
-        sql.SQL(", ".join(postgres_field_text(c, alias="t") for c in contract.columns)),
+    keys = [contract[k] for k in contract.primary_key]
+    texts = [duckdb_field_text(c, alias="l") for c in (*keys, *contract.columns)]
+    join = " AND ".join(f"l.{quoted(k)}::VARCHAR = d.{quoted(k)}" for k in contract.primary_key)
+    rows = {k: [str(d.key[k]) for d in named] for k in contract.primary_key}
+    duck.register("named", pa.table(rows))
+    latest = latest_view_sql(contract, relation=f"({_files(duck, contract, table)})")
+    lake: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+    position: dict[tuple[Any, ...], tuple[str, ...]] = {}
+    shown = ", ".join(f"d.{quoted(k)}" for k in contract.primary_key)
+    for row in duck.execute(f"SELECT {shown}, {', '.join(texts)} FROM ({latest}) l JOIN named d ON {join}").fetchall():
+        canonical = row[len(keys) : 2 * len(keys)]
+        position[canonical] = row[: len(keys)]
+        lake[row[: len(keys)]] = row[2 * len(keys) :]
+    if not lake:
+        return
+    hot_key = [postgres_field_text(c, alias="t") for c in keys]
+    query = sql.SQL("SELECT {} FROM {} AS t WHERE ({}) IN ({})").format(
+        sql.SQL(", ".join([*hot_key, *(postgres_field_text(c, alias="t") for c in contract.columns)])),
         sql.Identifier(contract.source_schema, contract.source_table),
-        hot_key,
-        sql.SQL(", ").join(
-            sql.SQL("({})").format(sql.SQL(", ").join(sql.Literal(str(d.key[k])) for k in contract.primary_key))
-            for d in named
-        ),
+        sql.SQL(", ".join(hot_key)),
+        sql.SQL(", ").join(sql.SQL("({})").format(sql.SQL(", ").join(map(sql.Literal, k))) for k in position),
     )
     cursor.execute(query.as_string(None))
-    hot = {row[: len(contract.primary_key)]: row[len(contract.primary_key) :] for row in cursor.fetchall()}
+    hot = {position[row[: len(keys)]]: row[len(keys) :] for row in cursor.fetchall()}
     comparison.differences = [
         d if d.kind != "content" else _with_columns(d, contract, hot, lake) for d in comparison.differences
     ]

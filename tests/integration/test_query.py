@@ -13,8 +13,7 @@ from schemas.errors import LakehouseError
 from tests.support import Lakehouse, host_tables, insert_events, s3_variables
 
 JOIN = (
-    "SELECT f.id, f.status, f.risk_score, e.event_type FROM findings f JOIN events e ON e.id = f.event_id "
-    "ORDER BY f.id"
+    "SELECT f.id, f.status, f.risk_score, e.event_type FROM findings f JOIN events e ON e.id = f.event_id ORDER BY f.id"
 )
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -63,6 +64,11 @@ class Naive:
         ).fetchall()
         lost = [honest for key, number, honest in rows if self.held.get(key) != number]
         return len(lost), sum(lost)
+
+
+def say(line: str) -> None:
+    """Shown by pytest when the test fails, and with `-s`."""
+    sys.stdout.write(f"{line}\n")
 
 
 def settings(choose: random.Random) -> dict[str, str]:
@@ -132,7 +138,7 @@ def test_random_writers_lose_nothing_and_double_nothing(house: Lakehouse) -> Non
     seed = os.environ.get("PROPERTY_SEED") or secrets.token_hex(4)
     choose = random.Random(seed)
     chosen = settings(choose)
-    print(f"PROPERTY_SEED={seed} PROPERTY_SECONDS={SECONDS:g} {chosen}")
+    say(f"PROPERTY_SEED={seed} PROPERTY_SECONDS={SECONDS:g} {chosen}")
     house.reopen(**chosen)
     stop, prepare = threading.Event(), threading.Event()
     writers = [Writer(n, house.hot_url, seed, stop, prepare) for n in range(WRITERS)]
@@ -181,8 +187,8 @@ def test_random_writers_lose_nothing_and_double_nothing(house: Lakehouse) -> Non
             house.sync_ok(table.lake, reconcile=True)
             assert house.sync_ok(table.lake, reconcile=False).upserts == {}
             house.assert_equal(table.lake)
-            print(f"{table.lake}: {check_versions(house, table, writers)} versions in the lake")
+            say(f"{table.lake}: {check_versions(house, table, writers)} versions in the lake")
         lost, stamped = naive.lost(hot)
-    print(f"{count} windows, {pruned} of them pruned; {[w.done for w in writers]}")
-    print(f"the keyset cursor lost {lost} rows, {stamped} of them truly stamped")
+    say(f"{count} windows, {pruned} of them pruned; {[w.done for w in writers]}")
+    say(f"the keyset cursor lost {lost} rows, {stamped} of them truly stamped")
     assert lost > 0, "a run in which the naive cursor loses nothing proves nothing: give it more seconds"

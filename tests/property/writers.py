@@ -111,7 +111,7 @@ class Writer:
                     self._step(connection)
                     self.stop.wait(self.random.uniform(0, 0.04))
                 self._end_open(everything=True)
-        except BaseException as error:  # noqa: BLE001 - handed to the test, which raises it
+        except BaseException as error:  # handed to the test, which raises it
             self.error = error
 
     def _step(self, connection: psycopg.Connection[Any]) -> None:
@@ -156,7 +156,7 @@ class Writer:
                 inner = dict(changes)
                 self._change_some(connection, inner)
                 if self.random.random() < 0.5:
-                    changes |= inner
+                    changes.update(inner)
                 else:
                     connection.execute("ROLLBACK TO SAVEPOINT here")
             self._change_some(connection, changes)
