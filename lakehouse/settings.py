@@ -37,7 +37,7 @@ def _postgres_url(value: SecretStr) -> SecretStr:
 
 
 class SourceSettings(_Section):
-    """The hot database."""
+    """The hot database. A host without a table of organizations sets `organizations_table` to nothing."""
 
     url: SecretStr
     organizations_table: str | None = "public.organizations"
@@ -46,6 +46,11 @@ class SourceSettings(_Section):
     statement_timeout_seconds: Annotated[int, Field(ge=1)] = 3600
 
     _check = field_validator("url")(_postgres_url)
+
+    @field_validator("organizations_table", "organizations_label")
+    @classmethod
+    def _empty_is_none(cls, value: str | None) -> str | None:
+        return value or None
 
     @property
     def address(self) -> str:

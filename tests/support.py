@@ -205,8 +205,8 @@ def host_tables(url: str, organizations: tuple[str, ...] = ORGANIZATIONS) -> Non
                 [name, name.title(), f"{name}-slug"],
             )
             connection.execute(
-                "INSERT INTO integration_connections (id, organization_id, provider, display_name, external_account_id, "
-                "encrypted_access_token, updated_at) VALUES (%s, %s, 'GITHUB', 'x', 'x', 'secret', now())",
+                "INSERT INTO integration_connections (id, organization_id, provider, display_name, "
+                "external_account_id, encrypted_access_token, updated_at) VALUES (%s, %s, 'GITHUB', 'x', 'x', 'secret', now())",
                 [f"int-{name}", name],
             )
 
@@ -217,7 +217,8 @@ def insert_events(
     """Insert `count` events with ids `<organization>-e<number>`, a minute apart from `day` on."""
     connection.execute(
         """
-        INSERT INTO ingested_events (id, organization_id, integration_id, provider, event_type, source, payload, occurred_at)
+        INSERT INTO ingested_events
+            (id, organization_id, integration_id, provider, event_type, source, payload, occurred_at)
         SELECT %(o)s || '-e' || n, %(o)s, 'int-' || %(o)s, 'GITHUB', 'push', 'audit', jsonb_build_object('n', n),
                %(day)s::timestamp + n * interval '1 minute'
         FROM generate_series(%(first)s::int, %(first)s::int + %(count)s::int - 1) n

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ INSERTS = {
     "events": "INSERT INTO ingested_events (id, organization_id, integration_id, provider, event_type, source, "
     "payload, occurred_at) VALUES (%(id)s, %(o)s, 'int-' || %(o)s, 'GITHUB', 'push', 'audit', '{}', '2026-01-01')",
     "findings": "INSERT INTO security_findings (id, organization_id, integration_id, dedupe_key, title, description, "
-    "severity, risk_score, remediation_steps, evidence) VALUES (%(id)s, %(o)s, 'int-' || %(o)s, left(%(id)s, 99), 't', 'd', "
-    "'LOW', 1, '{look,mend}', '{}')",
+    "severity, risk_score, remediation_steps, evidence) VALUES (%(id)s, %(o)s, 'int-' || %(o)s, left(%(id)s, 99), 't', "
+    "'d', 'LOW', 1, '{look,mend}', '{}')",
     "baseline_scores": "INSERT INTO baseline_scores (id, organization_id, baseline_key, baseline_version, control_key, "
     "score, passed, failed, not_applicable, computed_at) VALUES (%(id)s, %(o)s, 'cis', '1', 'c', 99.5, 1, 0, 0, "
     "'2026-01-01')",
@@ -116,7 +115,8 @@ def test_in_a_window(house: Lakehouse, case: Forbidden) -> None:
         assert (result.upserts, result.deletes) == ({"org-a": 1, "org-c": 1}, {"org-a": 1, "org-c": 0})
         house.assert_equal(case.table, "org-a", "org-c")
         assert [v["id"] for v in house.versions(case.table, "org-b")] == ["org-b-1"]
-        assert case.says in str(house.compare(case.table, "org-b")[0].error)
+        (compared,) = house.compare(case.table, "org-b")
+        assert not compared.equal and (case.says in str(compared.error)) == case.key_too, "verify sees it too"
         states = {t.organization: t for t in read_status(house.app).tables if t.table == case.table}
         assert states["org-a"].state == "current" and case.says in (states["org-b"].error or "")
         put(house, hot, case, case.mended, "org-b")
@@ -157,19 +157,20 @@ def test_the_command_shows_the_error_and_goes_on_with_other_tables(house: Lakeho
         for table in ("events", "findings"):
             add(hot, table, "org-a", 1)
             add(hot, table, "org-b", 1)
-        house.run("backfill")
+            assert not house.backfill(table).errors
         for table in ("events", "findings"):
             add(hot, table, "org-a", 2)
             add(hot, table, "org-b", 2)
         put(house, hot, case, case.value, "org-b")
-        done = house.run("sync", "--once", check=1)
+        chosen = ("--table", "findings", "--table", "events")
+        done = house.run("sync", "--once", *chosen, check=1)
         where = "public.security_findings: organization org-b: row id='org-b-2': resolved_at: "
         assert f"error: findings: organization org-b: {where}{case.says}" in done.stderr
         assert "Mend the value in the source or the contract" in done.stderr
-        for table, organizations in (("events", ("org-a", "org-b")), ("findings", ("org-a",))):
-            house.assert_equal(table, *organizations)
-        listed = {r["table"]: r for r in json.loads(house.run("sync", "--once", "--json", check=1).stdout)}
-        assert list(listed["findings"]["errors"]) == ["org-b"] and not listed["events"]["errors"]
+        house.assert_equal("events")
+        house.assert_equal("findings", "org-a")
+        listed = {r["table"]: r["errors"] for r in house.run_json("sync", "--once", *chosen, check=1)}
+        assert list(listed["findings"]) == ["org-b"] and not listed["events"]
         put(house, hot, case, case.mended, "org-b")
-        house.run("sync", "--once")
+        house.sync_ok("findings")
     house.assert_equal("findings")

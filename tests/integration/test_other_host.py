@@ -38,7 +38,8 @@ COMMENT ON TABLE "Sales"."Line Items" IS 'What was ordered.';
 INSERT INTO "Sales"."Line Items"
 SELECT t, gen_random_uuid(), n, timestamptz '2026-02-01 12:00+02' + n * interval '7 hours', now(), n * 100,
        n / 3.0, n / 7.0, CASE n WHEN 3 THEN 'NaN' WHEN 4 THEN '-0' ELSE n / 9.0 END, ARRAY['a', NULL, 'ü,"'],
-       ARRAY[1, NULL, n], (ARRAY['happy', 'so "so"', NULL])[1 + n % 3]::"Sales".mood, '{"b": 1, "aa": 1.10}', '{ "x" : 1 }',
+       ARRAY[1, NULL, n], (ARRAY['happy', 'so "so"', NULL])[1 + n % 3]::"Sales".mood,
+       '{"b": 1, "aa": 1.10}', '{ "x" : 1 }',
        '\\xdeadbeef', date '2026-01-01' + n, n * interval '1 day 2 hours', '10.0.0.1', 'secret-token'
 FROM generate_series(1, 2) t, generate_series(1, 30) n;
 """
@@ -51,10 +52,10 @@ def test_any_table_from_draft_to_equality(postgres_url: str, tmp_path: Path) -> 
     variables = local_variables(postgres_url, tmp_path) | {"LAKEHOUSE_CONTRACTS": f'["{contracts}"]'}
     drafting = Lakehouse.__new__(Lakehouse)
     drafting.variables = {"LAKEHOUSE_SOURCE__URL": postgres_url}
-    said = drafting.run("contract", "draft", "--table", "Sales.Line Items", "-o", str(contracts))
+    said = drafting.run("contract", "draft", "--table", '"Sales"."Line Items"', "-o", str(contracts))
     assert "api_token" in said.stderr, "what looks secret is left out, and said"
 
-    variables["LAKEHOUSE_SOURCE__ORGANIZATIONS_TABLE"] = "null"
+    variables["LAKEHOUSE_SOURCE__ORGANIZATIONS_TABLE"] = ""
     house = Lakehouse.__new__(Lakehouse)
     house.variables = variables
     house.run("init", "--organization", "1", "--organization", "2")

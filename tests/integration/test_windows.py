@@ -258,7 +258,8 @@ def test_a_stale_cursor_is_fenced_and_mended_from_the_lake(house: Lakehouse) -> 
         with house.app.engine.begin() as control:  # the control database was restored from a backup
             control.execute(
                 text(
-                    "UPDATE cursors SET position = CAST(:p AS jsonb), fence = :f, sequence = :s WHERE organization_id = 'org-a'"
+                    "UPDATE cursors SET position = CAST(:p AS jsonb), fence = :f, sequence = :s "
+                    "WHERE organization_id = 'org-a'"
                 ),
                 {"p": old[0], "f": old[1], "s": old[2]},
             )

@@ -62,7 +62,7 @@ Versions = dict[Key, tuple[str | None, int]]
 
 def event_time(key: str) -> datetime:
     """Of one key always the same, also when it was deleted and comes back."""
-    return FIRST_DAY + timedelta(minutes=random.Random(key).randrange(3 * 24 * 60))
+    return FIRST_DAY + timedelta(minutes=random.Random(key).randrange(2 * 24 * 60))
 
 
 @dataclass
@@ -224,7 +224,9 @@ class Writer:
         self._leave_open(changes, end)
 
     def _leave_open(self, changes: Versions, end: Callable[[bool], None]) -> None:
-        self.open.append(Open(time.monotonic() + self.random.uniform(0.1, 3), changes, end))
+        # Some longer than the three seconds by which a pruned window looks back.
+        lasts = self.random.uniform(*self.random.choice([(0.1, 2), (0.1, 2), (4, 6)]))
+        self.open.append(Open(time.monotonic() + lasts, changes, end))
 
     def _end_open(self, *, everything: bool = False) -> None:
         for late in [o for o in self.open if everything or time.monotonic() >= o.deadline]:

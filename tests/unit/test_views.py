@@ -117,7 +117,10 @@ def test_a_filter_on_the_event_time_reaches_the_scan(
     as_of: str | None, engine: duckdb.DuckDBPyConnection, findings: Contract
 ) -> None:
     engine.execute(f"CREATE VIEW v AS {latest_view_sql(findings, relation='history', as_of=as_of)}")
-    query = "SELECT status FROM v WHERE detected_at >= TIMESTAMPTZ '2026-01-02 00:00:00Z' AND id = 'back' AND status = 'OPEN'"
+    query = (
+        "SELECT status FROM v WHERE detected_at >= TIMESTAMPTZ '2026-01-02 00:00:00Z' "
+        "AND id = 'back' AND status = 'OPEN'"
+    )
     (row,) = engine.execute(f"EXPLAIN (FORMAT json) {query}").fetchall()
     plan = list(operators(json.loads(row[1])[0]))
     window = next(n for n, (name, _) in enumerate(plan) if name == "WINDOW")
