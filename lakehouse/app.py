@@ -87,6 +87,24 @@ class App:
         """The lake of one organization. Not checked yet."""
         return Lake(self.catalog, self.address, organization, self.settings.installation)
 
+    def enrolled(self) -> list[str]:
+        """Organizations that have a lake, by id.
+
+        Raises:
+            LakehouseError: one has its lake elsewhere than the settings say: it would be read again from scratch.
+        """
+        from lakehouse.control import store
+
+        lakes = store.lakes(self.engine)
+        for lake in lakes:
+            if (lake.catalog_kind, lake.warehouse) != (self.address.kind, self.address.warehouse):
+                raise LakehouseError(
+                    f"organization {lake.organization_id} has its lake at {lake.warehouse} ({lake.catalog_kind}), "
+                    f"the settings say {self.address.warehouse} ({self.address.kind})",
+                    "Set LAKEHOUSE_LAKE__WAREHOUSE back: a lake is not moved by changing its address.",
+                )
+        return [lake.organization_id for lake in lakes]
+
     def method(self) -> CaptureMethod:
         """How tables are captured. `trigger` and `logical` will be chosen here."""
         return XminCapture(self.source, self.settings.capture, self.clock)

@@ -92,7 +92,7 @@ def sync_table(app: App, contract: Contract, *, reconcile: bool | None = None) -
             tables = LakeTables(app, contract)
             settle(app, contract, tables, result)
             cursors = store.cursors(app.engine, contract.table)
-            enrolled = {lake.organization_id for lake in store.lakes(app.engine)}
+            enrolled = set(app.enrolled())
             result.waiting = sorted(enrolled - set(cursors))
             active = {o: c for o, c in cursors.items() if o in enrolled}
             if active:

@@ -206,7 +206,8 @@ def host_tables(url: str, organizations: tuple[str, ...] = ORGANIZATIONS) -> Non
             )
             connection.execute(
                 "INSERT INTO integration_connections (id, organization_id, provider, display_name, "
-                "external_account_id, encrypted_access_token, updated_at) VALUES (%s, %s, 'GITHUB', 'x', 'x', 'secret', now())",
+                "external_account_id, encrypted_access_token, updated_at) "
+                "VALUES (%s, %s, 'GITHUB', 'x', 'x', 'secret', now())",
                 [f"int-{name}", name],
             )
 

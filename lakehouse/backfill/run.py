@@ -102,7 +102,8 @@ def _backfill(
 ) -> None:
     tables = LakeTables(app, contract)
     known = store.cursors(app.engine, contract.table)
-    wanted = organizations or tuple(lake.organization_id for lake in store.lakes(app.engine))
+
+    wanted = organizations or tuple(app.enrolled())
     with app.source.catalog() as catalog:
         hot = describe(catalog, contract)
         check_table(contract, hot)

@@ -227,13 +227,22 @@ def _round(app: App, contracts: list[Contract], reconcile: bool | None, stop: th
     from lakehouse.sync import sync_table
 
     results = []
+    unknown: list[Exception] = []
     for contract in contracts:
         if stop.is_set():
             break
-        result = sync_table(app, contract, reconcile=reconcile)
+        try:
+            result = sync_table(app, contract, reconcile=reconcile)
+        except Exception as error:  # noqa: BLE001 - the other tables go on, then it is raised
+            error.add_note(f"while syncing {contract.table}")
+            unknown.append(error)
+            continue
         if contract.provisional and isinstance(result.errors.get(""), SourceTableMissing):
             del result.errors[""]
         results.append(result)
+    if unknown:
+        _show(results, as_json=False)
+        raise ExceptionGroup("errors that this program does not know", unknown)
     return results
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ def settings_values(variables: Mapping[str, str]) -> dict[str, Any]:
             nested = section.setdefault(part, {})
             assert isinstance(nested, dict)  # noqa: S101 - built here
             section = nested
-        section[last] = value
+        # As environment variables: a list is written in JSON.
+        section[last] = json.loads(value) if value.startswith("[") else value
     return values
 
 

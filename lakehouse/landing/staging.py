@@ -78,7 +78,7 @@ class Stager:
         self.shares: dict[str, Share] = {}
         self.failures: dict[str, LakehouseError] = {}
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="upload")
-        self._max_pending = threads * 4
+        self._of_last_chunk = 0
         self._pending: list[tuple[str, Future[StagedFile]]] = []
         self._number = 0
 
@@ -112,6 +112,9 @@ class Stager:
         import pyarrow.compute as pc
 
         contract = self.contract
+        # A pending upload keeps its whole chunk in memory: only the last chunk's may be under way.
+        self._drain(self._of_last_chunk)
+        before = self._number
         order = [contract.tenant, *contract.identity]
         chunk = chunk.take(pc.sort_indices(chunk, sort_keys=[(name, "ascending") for name in dict.fromkeys(order)]))
         for begin, end in _runs(chunk[contract.tenant].cast(pa.string())):
@@ -126,6 +129,7 @@ class Stager:
             self._count(organization, share, op)
             for day, part in self._days(rows):
                 self._write(organization, target, day, part)
+        self._of_last_chunk = self._number - before
         failpoint("capture.chunk_staged")
 
     def _days(self, rows: pa.Table) -> Iterator[tuple[int | None, pa.Table]]:
@@ -151,7 +155,6 @@ class Stager:
         folder = "" if day is None else f"{self.contract.event_time}_day={_date(day)}/"
         path = f"{target.location}/data/{folder}{self.window}-{self.attempt}-{self._number:05d}.parquet"
         self._number += 1
-        self._drain(self._max_pending)
         upload = self._pool.submit(write_data_file, target.io, self.contract, organization, rows, path, day)
         self._pending.append((organization, upload))
 

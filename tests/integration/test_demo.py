@@ -14,8 +14,10 @@ def test_the_demo_proves_equality_under_a_live_workload(tmp_path: Path) -> None:
     # What the caller's environment names must not be touched.
     stranger = {"LAKEHOUSE_SOURCE__URL": "postgresql://nobody@127.0.0.1:1/none", "LAKEHOUSE_NONSENSE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", "from lakehouse.cli import main; main()", "demo", "--rows", "6000", "--seconds", "8"]
-        + ["--rate", "60", "--report", str(report)],
+        [
+            *(sys.executable, "-c", "from lakehouse.cli import main; main()", "demo"),
+            *("--rows", "6000", "--seconds", "8", "--rate", "60", "--report", str(report)),
+        ],
         env={**os.environ, **stranger, "HOME": str(tmp_path / "no-home")},
         capture_output=True,
         text=True,
