@@ -127,17 +127,17 @@ def _views(
         # A provisional table, or one that was not backfilled: DuckDB says that it is not there.
         return
     if table.current_snapshot() is None:
-        relation = quoted(f"empty_{contract.table}")
-        connection.register(relation.strip('"'), arrow_schema(contract).empty_table())
+        empty = f"empty_{contract.table}"
+        connection.register(empty, arrow_schema(contract).empty_table())
+        relation = quoted(empty)
     else:
         relation = lake_relation(table.metadata_location)
     limit = f"TIMESTAMPTZ {literal(as_of.astimezone(UTC).isoformat())}" if as_of else None
     history = f"SELECT * FROM {relation}" + (f" WHERE {CAPTURED_AT} <= {limit}" if limit else "")
     latest = latest_view_sql(contract, relation=relation, as_of=limit)
     for schema in schemas:
-        prefix = f"{quoted(schema)}.{quoted(contract.table)}"
-        connection.execute(f"CREATE OR REPLACE VIEW {prefix} AS {latest}")
-        connection.execute(f'CREATE OR REPLACE VIEW {prefix[:-1]}_history" AS {history}')
+        connection.execute(f"CREATE VIEW {quoted(schema)}.{quoted(contract.table)} AS {latest}")
+        connection.execute(f"CREATE VIEW {quoted(schema)}.{quoted(contract.table + '_history')} AS {history}")
 
 
 def _hint(app: App, organization: str | None) -> str:

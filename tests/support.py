@@ -202,7 +202,7 @@ def host_tables(url: str, organizations: tuple[str, ...] = ORGANIZATIONS) -> Non
         for name in organizations:
             connection.execute(
                 "INSERT INTO organizations (id, name, slug, updated_at) VALUES (%s, %s, %s, now())",
-                [name, name.title(), f"{name}-slug"],
+                [name, name.title()[:100], f"{name[:100]}-slug"],
             )
             connection.execute(
                 "INSERT INTO integration_connections (id, organization_id, provider, display_name, "

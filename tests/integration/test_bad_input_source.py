@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -264,3 +265,34 @@ def test_a_password_that_was_changed(postgres_server: EmbeddedPostgres, house: L
         hot.execute(change.format(sql.Identifier(name), sql.Literal(password)))
         assert house.sync_ok("events").upserts == {"org-a": 1}
         house.assert_equal("events")
+
+
+@pytest.mark.parametrize("broken", ["lakehouse capture", "lakehouse catalog", "lakehouse control"])
+@pytest.mark.xfail(strict=True, reason="the driver's error comes through: capture/xmin.py, capture/source.py, sync.py")
+def test_a_connection_that_breaks_in_the_middle(house: Lakehouse, tmp_path: Path, broken: str) -> None:
+    insert = (
+        "INSERT INTO siem_deliveries (id, organization_id, stream, payload, updated_at) "
+        "VALUES ('d-1', 'org-a', 'EVENTS', '{}', now())"
+    )
+    with house.hot() as hot:
+        for table in ("siem_deliveries", "audit_log"):
+            assert not house.backfill(table).errors
+        hot.execute(insert)
+        log(hot, "org-a", 1)
+        chosen = ("--table", "siem_deliveries", "--table", "audit_log")
+        marker = tmp_path / "window is open"
+        program = house.start("sync", "--once", *chosen, failpoints=f"capture.before_read=hold:{marker}@1")
+        while not marker.exists():
+            assert program.poll() is None
+            time.sleep(0.02)
+        hot.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE application_name = %s AND datname = current_database()",
+            [broken],
+        )
+        marker.unlink()
+        _, stderr = program.communicate(timeout=60)
+        house.sync_ok("siem_deliveries")
+    house.assert_equal("siem_deliveries")
+    house.assert_equal("audit_log")
+    assert program.returncode == 1 and "error: siem_deliveries: " in stderr and "Traceback" not in stderr
