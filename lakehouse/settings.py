@@ -31,8 +31,9 @@ class _Section(BaseModel):
 
 def _postgres_url(value: SecretStr) -> SecretStr:
     parts = urlsplit(value.get_secret_value())
-    if parts.scheme not in ("postgresql", "postgres") or not parts.path.strip("/"):
-        raise ValueError("must look like postgresql://user:password@host:5432/database")
+    one_host = "," not in parts.netloc.rpartition("@")[2]
+    if parts.scheme not in ("postgresql", "postgres") or not parts.path.strip("/") or not one_host:
+        raise ValueError("must look like postgresql://user:password@host:5432/database, with one host")
     return value
 
 
@@ -44,6 +45,7 @@ class SourceSettings(_Section):
     organizations_key: str = "id"
     organizations_label: str | None = "slug"
     statement_timeout_seconds: Annotated[int, Field(ge=1)] = 3600
+    lock_timeout_seconds: Annotated[int, Field(ge=1)] = 10
 
     _check = field_validator("url")(_postgres_url)
 
@@ -200,7 +202,10 @@ def load_settings(**overrides: Any) -> Settings:
             f"Set the variables named, or the same keys in {DEFAULT_FILE} (LAKEHOUSE_CONFIG names another file).",
         ) from None
     except ValueError as error:
-        raise SettingsError(f"settings cannot be read: {error}") from None
+        file = os.environ.get("LAKEHOUSE_CONFIG", DEFAULT_FILE)
+        raise SettingsError(
+            f"{file} cannot be read: {error}", "It must be TOML; docs/settings.md has every key."
+        ) from None
     _reject_unknown_variables()
     return settings
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,16 +20,17 @@ from typing import TYPE_CHECKING
 from catalog.tables import ensure_table
 from lakehouse.app import App
 from lakehouse.capture.position import Position
-from lakehouse.capture.protocol import Group, OpenWindow, Plan
+from lakehouse.capture.protocol import Group, OpenWindow, Plan, WindowKind
 from lakehouse.control import store
+from lakehouse.control.database import ControlError
 from lakehouse.control.store import StagedShare
 from lakehouse.failpoints import failpoint
 from lakehouse.landing.commit import FencedError, land
 from lakehouse.landing.cursor import Inventory, LakeCursor, read_cursor
-from lakehouse.landing.held import KeyReconciliation, held_rows, key_reconciliation
+from lakehouse.landing.held import KeyReconciliation, held_content, held_versions, key_reconciliation
 from lakehouse.landing.staging import Share, Stager, Target
 from schemas.contract import Contract
-from schemas.errors import LakehouseError
+from schemas.errors import LakehouseError, Retry
 from schemas.lake_columns import DELETE
 
 if TYPE_CHECKING:
@@ -83,26 +84,47 @@ def sync_table(app: App, contract: Contract, *, reconcile: bool | None = None) -
     `reconcile`: True compares keys now, False never, None by the configured period. Errors that are understood
     are in the result; anything else is raised.
     """
+    from sqlalchemy.exc import DBAPIError
+
     result = TableResult(contract.table)
-    with store.table_lock(app.engine, contract.table) as free:
-        if not free:
-            result.busy = True
-            return result
-        try:
-            tables = LakeTables(app, contract)
-            settle(app, contract, tables, result)
-            cursors = store.cursors(app.engine, contract.table)
-            enrolled = set(app.enrolled())
-            result.waiting = sorted(enrolled - set(cursors))
-            active = {o: c for o, c in cursors.items() if o in enrolled}
-            if active:
-                _window(app, contract, tables, active, result, reconcile)
-        except LakehouseError as error:
-            result.errors[""] = error
-            store.note_errors(app.engine, contract.table, dict.fromkeys(cursors_of(app, contract), error.detail))
+    try:
+        with store.table_lock(app.engine, contract.table) as free:
+            if not free:
+                result.busy = True
+                return result
+            _sync(app, contract, result, reconcile)
+    except DBAPIError as error:
+        result.errors[""] = ControlError(
+            f"{contract.table}: the control database broke off: {str(error.orig).strip().splitlines()[-1]}",
+            "Nothing was lost: the next round asks the lake what landed.",
+            retry=Retry.TIMED,
+        )
+    except LakehouseError as error:
+        result.errors[""] = error
+    return result
+
+
+def _sync(app: App, contract: Contract, result: TableResult, reconcile: bool | None) -> None:
+    noted: Exception | None = None
+    try:
+        tables = LakeTables(app, contract)
+        settle(app, contract, tables, result)
+        cursors = store.cursors(app.engine, contract.table)
+        enrolled = set(app.enrolled())
+        result.waiting = sorted(enrolled - set(cursors))
+        active = {o: c for o, c in cursors.items() if o in enrolled}
+        if active:
+            _window(app, contract, tables, active, result, reconcile)
+    except Exception as error:
+        noted = error
+        raise
+    finally:
+        # `status` shows it, whether or not this program knows the error.
+        if noted is not None:
+            detail = noted.detail if isinstance(noted, LakehouseError) else f"{type(noted).__name__}: {noted}"
+            store.note_errors(app.engine, contract.table, dict.fromkeys(cursors_of(app, contract), detail))
         else:
             store.note_errors(app.engine, contract.table, {o: e.detail for o, e in result.errors.items()})
-    return result
 
 
 def cursors_of(app: App, contract: Contract) -> list[str]:
@@ -261,43 +283,33 @@ def _read(
     """Stage one group's share: deletes first, then new rows."""
     storage = app.address.storage
     keys: KeyReconciliation | None = None
-    if plan.reconcile:
-        keys = stack.enter_context(key_reconciliation(contract, storage, window.keys(plan)))
+    held_by: dict[str, Table] = {}
+    if plan.reconcile or plan.ask_lake or plan.kind is WindowKind.RECAPTURE:
         for organization in plan.group.organizations:
             try:
-                table = tables(organization)
+                held_by[organization] = tables(organization)
             except LakehouseError as error:
                 result.errors[organization] = error
-                continue
-            stager.add(keys.deleted(table, cursors[organization]), op=DELETE)
+    if plan.reconcile:
+        keys = stack.enter_context(key_reconciliation(contract, storage, window.keys(plan)))
+        for organization, table in held_by.items():
+            try:
+                stager.add(keys.deleted(table, cursors[organization]), op=DELETE)
+            except LakehouseError as error:
+                result.errors[organization] = error
     rows = window.rows(plan)
-    if not plan.ask_lake:
+    if plan.kind is WindowKind.RECAPTURE:
+        asked = held_content(contract, storage, held_by)
+    elif plan.ask_lake:
+        assert plan.lower is not None  # noqa: S101 - only a recapture reads every row
+        asked = held_versions(contract, storage, held_by, plan.lower)
+    else:
         stager.add(rows)
         return keys
-    assert plan.lower is not None  # noqa: S101 - what reads every row asks nobody
-    held_by, reachable = [], set()
-    for organization in plan.group.organizations:
-        try:
-            held_by.append(tables(organization))
-            reachable.add(organization)
-        except LakehouseError as error:
-            result.errors[organization] = error
-    with held_rows(contract, storage, held_by, plan.lower) as held:
-        stager.add(held.subtract(_only(rows, contract, reachable, plan)))
+    with asked as held:
+        result.errors |= held.failures
+        stager.add(held.subtract(rows))
     return keys
-
-
-def _only(rows: Iterator, contract: Contract, organizations: set[str], plan: Plan) -> Iterator:  # type: ignore[type-arg]
-    """Without rows of organizations whose lake could not be asked."""
-    if len(organizations) == len(plan.group.organizations):
-        yield from rows
-        return
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    wanted = pa.array(sorted(organizations), pa.string())
-    for batch in rows:
-        yield batch.filter(pc.is_in(batch.column(contract.tenant).cast(pa.string()), wanted))
 
 
 def land_all(

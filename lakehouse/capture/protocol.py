@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from schemas.contract import Contract
 
 
+CONTENT_HASH = "_content_hash"
+"""A column that a recapture's rows carry besides: the hash of the canonical row (docs/canonical-row.md)."""
+
+
 class WindowKind(StrEnum):
     """How a group's share of a window is read."""
 
@@ -29,7 +33,8 @@ class WindowKind(StrEnum):
     EXACT = "exact"
     """Rows since the last exact read, not pruned, minus what the lake holds already."""
     RECAPTURE = "recapture"
-    """Every row: what the contract exports changed without rows being touched, or the position is too old."""
+    """Every row, minus what the lake shows already: what the contract exports changed without rows being touched,
+    the table is another one or has a new partition, or the position is too old."""
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ class HotTable:
     columns: dict[str, HotColumn]
     rows: int
     bytes: int
+    partitions: tuple[int, ...]
     row_security: bool
     readable: bool
 
@@ -78,7 +79,8 @@ class HotTable:
         used = [self.columns[c.source] for c in contract.columns]
         shape = [(c.name, c.number, c.type, c.generated) for c in used]
         exported = [(c.id, c.name, c.source, str(c.type)) for c in contract.columns]
-        digest = hashlib.sha256(json.dumps([shape, exported]).encode()).hexdigest()[:32]
+        # An attached partition brings rows that no transaction since the last window wrote.
+        digest = hashlib.sha256(json.dumps([shape, exported, self.partitions]).encode()).hexdigest()[:32]
         return digest, tuple(sorted({pair for c in used for pair in c.labels}))
 
 
@@ -122,7 +124,12 @@ class Source:
         parts = urlsplit(self._url)
         query = dict(parse_qsl(parts.query)) | {
             "application_name": f"{APPLICATION} capture",
-            "options": _options({"statement_timeout": f"{self.settings.statement_timeout_seconds}s"}),
+            "options": _options(
+                {
+                    "statement_timeout": f"{self.settings.statement_timeout_seconds}s",
+                    "lock_timeout": f"{self.settings.lock_timeout_seconds}s",
+                }
+            ),
         }
         query.setdefault("connect_timeout", "10")
         # libpq decodes %20 but not +.
@@ -183,9 +190,14 @@ def describe(connection: psycopg.Connection[Any], contract: Contract) -> HotTabl
         SourceTableMissing: there is none.
     """
     found = connection.execute(
-        "SELECT c.oid::bigint, c.relkind::text, greatest(c.reltuples, 0)::bigint, pg_total_relation_size(c.oid), "
-        "pg_relation_size(c.oid), row_security_active(c.oid), has_table_privilege(c.oid, 'SELECT') "
-        "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
+        "SELECT c.oid::bigint, c.relkind::text, p.rows::bigint, p.bytes::bigint, p.leaves, "
+        "row_security_active(c.oid), has_table_privilege(c.oid, 'SELECT') "
+        "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL ("
+        "  SELECT sum(greatest(l.reltuples, 0)) AS rows, sum(pg_relation_size(l.oid)) AS bytes, "
+        "         array_agg(l.oid::bigint ORDER BY l.oid) FILTER (WHERE l.oid <> c.oid) AS leaves "
+        "  FROM pg_class l WHERE l.oid = c.oid AND c.relkind <> 'p' "
+        "     OR c.relkind = 'p' AND l.oid IN (SELECT relid FROM pg_partition_tree(c.oid) WHERE isleaf)) p "
+        "WHERE n.nspname = %s AND c.relname = %s",
         [contract.source_schema, contract.source_table],
     ).fetchone()
     if found is None:
@@ -196,7 +208,7 @@ def describe(connection: psycopg.Connection[Any], contract: Contract) -> HotTabl
             else "Was it renamed? Mend `source` in the contract, or grant USAGE on its schema.",
             retry=Retry.MANUAL,
         )
-    oid, kind, rows, _total, heap, secured, readable = found
+    oid, kind, rows, heap, leaves, secured, readable = found
     columns = connection.execute(
         """
         SELECT a.attname, a.attnum, format_type(a.atttypid, a.atttypmod), a.attnotnull,
@@ -216,8 +228,9 @@ def describe(connection: psycopg.Connection[Any], contract: Contract) -> HotTabl
             name: HotColumn(name, number, kind_, not_null, generated, tuple(_pair(x) for x in labels or ()))
             for name, number, kind_, not_null, generated, labels in columns
         },
-        rows=rows,
-        bytes=heap,
+        rows=rows or 0,
+        bytes=heap or 0,
+        partitions=tuple(leaves or ()),
         row_security=secured,
         readable=readable,
     )

@@ -20,11 +20,12 @@ from psycopg import sql
 
 from lakehouse.capture.position import TOO_OLD, XID_SPACE, Position, Snapshot, SourceIdentity, new_ids, still_new
 from lakehouse.capture.projection import Violation, select_list, to_lake
-from lakehouse.capture.protocol import Group, Plan, WindowKind
+from lakehouse.capture.protocol import CONTENT_HASH, Group, Plan, WindowKind
 from lakehouse.capture.source import Source, SourceError, check_identity, check_table, describe, identify
 from lakehouse.clock import Clock
 from lakehouse.failpoints import failpoint
 from lakehouse.settings import CaptureSettings
+from schemas.canonical import postgres_hash
 from schemas.contract import Contract
 from schemas.errors import Retry
 from schemas.lake_columns import XMIN
@@ -102,12 +103,12 @@ class XminCapture:
         position = group.position
         columns, labels = hot.fingerprint(contract)
         changed = columns != position.columns or not set(position.labels) <= set(labels)
+        # Another table under the same name: its rows may be older than the position, and new to the lake.
+        changed = changed or position.source.table_oid != identity.table_oid
         if changed or snapshot.xmax - position.xmin > TOO_OLD or snapshot.xmax - position.exact_xmin > TOO_OLD:
             return Plan(group, WindowKind.RECAPTURE, ask_lake=False, lower=None, reconcile=forced is not False)
         period = timedelta(seconds=self.settings.reconcile_every_seconds)
         due = position.reconciled_at is None or now - position.reconciled_at >= period
-        # A table that was dropped and made again may have lost rows.
-        due = due or position.source.table_oid != identity.table_oid
         reconcile = due if forced is None else forced
         if prunable and not reconcile and position.bound is not None:
             return Plan(group, WindowKind.WINDOW, ask_lake=position.repeats, lower=position.xmin, reconcile=False)
@@ -142,11 +143,19 @@ class XminWindow:
     def rows(self, plan: Plan) -> Iterator[pa.RecordBatch]:
         """See `OpenWindow.rows`."""
         self._seen |= still_new(plan.group.position.seen, self.snapshot)
-        query = sql.SQL("SELECT {} FROM {} AS t WHERE {}").format(
-            select_list(self.contract), self._table(), sql.SQL(" AND ").join(self._conditions(plan))
+        # Read again in full: with its content's hash, so that what the lake shows already is not landed again.
+        hashed = plan.kind is WindowKind.RECAPTURE
+        extra = sql.SQL(", {} AS {}").format(
+            sql.SQL(postgres_hash(self.contract, alias="t")), sql.Identifier(CONTENT_HASH)
+        )
+        query = sql.SQL("SELECT {}{} FROM {} AS t WHERE {}").format(
+            select_list(self.contract),
+            extra if hashed else sql.SQL(""),
+            self._table(),
+            sql.SQL(" AND ").join(self._conditions(plan)),
         )
         for raw in stream(self.cursor, query, self.contract):
-            batch, violations = to_lake(raw, self.contract)
+            batch, violations = to_lake(raw, self.contract, extra=(CONTENT_HASH,) if hashed else ())
             for violation in violations:
                 self.violations.setdefault(violation.organization, violation)
             if batch.num_rows:
@@ -274,6 +283,7 @@ def read_error(contract: Contract, error: Exception) -> SourceError:
     hints = {
         "42P01": ("The table is not there: was it renamed? Mend `source` in the contract.", Retry.MANUAL),
         "42501": (f"GRANT SELECT ON {contract.source_name} to the user of LAKEHOUSE_SOURCE__URL.", Retry.MANUAL),
+        "55P03": ("Another session holds a lock on it (LAKEHOUSE_SOURCE__LOCK_TIMEOUT_SECONDS).", Retry.TIMED),
         "57014": ("It ran into LAKEHOUSE_SOURCE__STATEMENT_TIMEOUT_SECONDS.", Retry.MANUAL),
     }
     hint, retry = hints.get(state, ("Nothing was lost: the next window starts at the same place.", Retry.TIMED))

@@ -13,9 +13,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lakehouse.capture.position import HALF_SPACE, XID_SPACE
+from lakehouse.capture.protocol import CONTENT_HASH
 from lakehouse.duck import connect, lake_relation, literal, plain_path, quoted
 from lakehouse.landing.cursor import Inventory, LakeCursor
+from schemas.canonical import duckdb_hash
 from schemas.contract import Contract
+from schemas.errors import LakehouseError, Retry
 from schemas.lake_columns import DELETE, OP, SEQUENCE, XMIN
 
 if TYPE_CHECKING:
@@ -25,59 +28,100 @@ if TYPE_CHECKING:
 
 
 class HeldRows:
-    """Subtracts what the lakes of a group's organizations hold from a stream of rows."""
+    """Subtracts what the lakes of a group's organizations hold from a stream of rows.
 
-    def __init__(self, contract: Contract, connection: duckdb.DuckDBPyConnection, pairs: int) -> None:
+    `failures`: organizations whose files could not be read; their rows are left out of the stream.
+    """
+
+    def __init__(self, contract: Contract, connection: duckdb.DuckDBPyConnection, names: list[str]) -> None:
         self.contract = contract
-        self.pairs = pairs
+        self.failures: dict[str, LakehouseError] = {}
         self._connection = connection
+        self._names = names
+        self._loaded = False
+
+    def load(self, organization: str, table: Table, query: str) -> None:
+        """Add what one organization's lake holds; a fault is kept in `failures`."""
+        import duckdb
+
+        statement = "INSERT INTO held" if self._loaded else "CREATE TEMP TABLE held AS"
+        try:
+            self._connection.execute(f"{statement} {query}")
+            self._loaded = True
+        except duckdb.Error as error:
+            self.failures[organization] = unreadable(table, error)
 
     def subtract(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """The rows whose (tenant, key, event time, `_xmin`) no lake holds."""
+        """The rows that no lake holds, without the column of their content's hash."""
         import pyarrow as pa
+        import pyarrow.compute as pc
 
-        names = _pair_columns(self.contract)
-        join = " AND ".join(f"p.{quoted(n)} = b.{quoted(n)}" for n in names)
+        join = " AND ".join(f"p.{quoted(n)} = b.{quoted(n)}" for n in self._names)
+        lost = pa.array(sorted(self.failures), pa.string())
         for batch in batches:
-            if not self.pairs:
-                yield batch
-                continue
-            candidates = pa.table({n: batch.column(n) for n in names}).append_column(
-                "row", pa.arange(0, batch.num_rows)
-            )
-            self._connection.register("candidates", candidates)
-            keep = self._connection.execute(
-                f"SELECT b.row FROM candidates b WHERE NOT EXISTS (SELECT 1 FROM pairs p WHERE {join}) ORDER BY b.row"
-            ).to_arrow_table()["row"]
-            self._connection.unregister("candidates")
-            if len(keep):
-                yield batch if len(keep) == batch.num_rows else batch.take(keep.combine_chunks())
+            rows = batch
+            if self.failures:
+                tenants = rows.column(self.contract.tenant).cast(pa.string())
+                rows = rows.filter(pc.invert(pc.is_in(tenants, lost)))
+            if self._loaded:
+                columns = {n: rows.column(n) for n in self._names}
+                self._connection.register("candidates", pa.table({**columns, "row": pa.arange(0, rows.num_rows)}))
+                keep = self._connection.execute(
+                    f"SELECT b.row FROM candidates b WHERE NOT EXISTS (SELECT 1 FROM held p WHERE {join}) ORDER BY b.row"
+                ).to_arrow_table()["row"]
+                self._connection.unregister("candidates")
+                rows = rows if len(keep) == rows.num_rows else rows.take(keep.combine_chunks())
+            if rows.num_rows:
+                yield rows.drop_columns([CONTENT_HASH]) if CONTENT_HASH in rows.schema.names else rows
 
 
-def _pair_columns(contract: Contract) -> list[str]:
-    return list(dict.fromkeys([contract.tenant, *contract.identity, XMIN]))
+def unreadable(table: Table, error: Exception) -> LakehouseError:
+    """Our error for a lake whose files DuckDB cannot read."""
+    return LakehouseError(
+        f"{'.'.join(table.name())}: the lake's files cannot be read: {str(error).splitlines()[0][:300]}",
+        "A file is gone or damaged, or the storage does not answer. Nothing was lost: the hot rows are whole.",
+        retry=Retry.TIMED,
+    )
 
 
 @contextmanager
-def held_rows(
-    contract: Contract, storage: Mapping[str, str], tables: Iterable[Table], lower: int
+def held_versions(
+    contract: Contract, storage: Mapping[str, str], tables: Mapping[str, Table], lower: int
 ) -> Iterator[HeldRows]:
-    """Load the pairs that the tables hold at or after the transaction id `lower` (64-bit)."""
-    columns = ", ".join(quoted(n) for n in _pair_columns(contract))
+    """What the tables hold as (tenant, event time, key, `_xmin`), at or after the transaction id `lower` (64-bit)."""
+    names = list(dict.fromkeys([contract.tenant, *contract.identity, XMIN]))
     with connect(storage) as connection:
-        parts = [
-            # xmin is 32-bit: at or after `lower` is a distance below half of the space, however often it wrapped.
-            f"SELECT {columns} FROM {lake_relation(t.metadata_location)} WHERE {OP} <> '{DELETE}' "
-            f"AND (({XMIN} - {lower % XID_SPACE} + {XID_SPACE}) % {XID_SPACE}) < {HALF_SPACE}"
-            for t in tables
-            if t.current_snapshot() is not None
-        ]
-        count = 0
-        if parts:
-            connection.execute(f"CREATE TEMP TABLE pairs AS {' UNION ALL '.join(parts)}")
-            found = connection.execute("SELECT count(*) FROM pairs").fetchone()
-            count = found[0] if found else 0
-        yield HeldRows(contract, connection, count)
+        held = HeldRows(contract, connection, names)
+        for organization, table in tables.items():
+            if table.current_snapshot() is not None:
+                # xmin is 32-bit: at or after `lower` is a distance below half of the space, however often it wrapped.
+                held.load(
+                    organization,
+                    table,
+                    f"SELECT {', '.join(map(quoted, names))} FROM {lake_relation(table.metadata_location)} "
+                    f"WHERE {OP} <> '{DELETE}' "
+                    f"AND (({XMIN} - {lower % XID_SPACE} + {XID_SPACE}) % {XID_SPACE}) < {HALF_SPACE}",
+                )
+        yield held
+
+
+@contextmanager
+def held_content(contract: Contract, storage: Mapping[str, str], tables: Mapping[str, Table]) -> Iterator[HeldRows]:
+    """What the tables show now as (tenant, event time, key, hash of the canonical row): what a recapture subtracts."""
+    identity = list(dict.fromkeys([contract.tenant, *contract.identity]))
+    order = ", ".join(quoted(n) for n in contract.identity)
+    with connect(storage) as connection:
+        held = HeldRows(contract, connection, [*identity, CONTENT_HASH])
+        for organization, table in tables.items():
+            if table.current_snapshot() is not None:
+                held.load(
+                    organization,
+                    table,
+                    f"SELECT {', '.join(map(quoted, identity))}, {duckdb_hash(contract)} AS {CONTENT_HASH} "
+                    f"FROM {lake_relation(table.metadata_location)} "
+                    f"QUALIFY row_number() OVER (PARTITION BY {order} ORDER BY {SEQUENCE} DESC) = 1 AND {OP} <> '{DELETE}'",
+                )
+        yield held
 
 
 class KeyReconciliation:
@@ -90,12 +134,27 @@ class KeyReconciliation:
         self._columns = ", ".join(quoted(n) for n in self._names)
 
     def deleted(self, table: Table, cursor: LakeCursor) -> Iterator[pa.RecordBatch]:
-        """Rows (tenant and identity columns) that are alive in the lake and not in the hot table."""
+        """Rows (tenant and identity columns) that are alive in the lake and not in the hot table.
+
+        Raises:
+            LakehouseError: the lake's files cannot be read.
+        """
+        import duckdb
+
         if table.current_snapshot() is None:
             return
+        try:
+            yield from self._deleted(table, cursor.inventory)
+        except duckdb.Error as error:
+            raise unreadable(table, error) from error
+
+    def _deleted(self, table: Table, inventory: Inventory | None) -> Iterator[pa.RecordBatch]:
+        if inventory is not None and not table.io.new_input(inventory.file).exists():
+            # It can be rebuilt: the lake itself knows.
+            inventory = None
         join = " AND ".join(f"h.{quoted(n)} = k.{quoted(n)}" for n in self._names)
         reader = self._connection.execute(
-            f"SELECT {self._columns} FROM ({self._known(table, cursor.inventory)}) k "
+            f"SELECT {self._columns} FROM ({self._known(table, inventory)}) k "
             f"WHERE NOT EXISTS (SELECT 1 FROM hot h WHERE {join})"
         ).to_arrow_reader(100_000)
         yield from reader
