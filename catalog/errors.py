@@ -35,7 +35,8 @@ _STORAGE_HINTS = (
     ),
     (
         ("ACCESS_DENIED", "AccessDenied", "Forbidden", "HTTP response code: 403"),
-        "The key may not read, list and write below the warehouse prefix: grant that in the bucket's policy.",
+        "Check LAKEHOUSE_LAKE__S3__ACCESS_KEY_ID and __SECRET_ACCESS_KEY; the key must be allowed to read, list, "
+        "write and delete below the warehouse prefix.",
         Retry.MANUAL,
     ),
     (

@@ -87,6 +87,26 @@ class App:
         """The lake of one organization. Not checked yet."""
         return Lake(self.catalog, self.address, organization, self.settings.installation)
 
+    def probe_storage(self) -> None:
+        """Write and delete an object in the warehouse, so that a bucket that is not there or refuses is known now.
+
+        Raises:
+            StorageError: with what to do.
+        """
+        import uuid
+
+        from pyiceberg.io import load_file_io
+
+        from catalog.errors import lake_errors
+
+        warehouse = self.address.warehouse
+        io = load_file_io({"py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO", **self.address.storage}, warehouse)
+        path = f"{warehouse}/.lakehouse-probe-{uuid.uuid4().hex}"
+        with lake_errors(warehouse):
+            with io.new_output(path).create() as stream:
+                stream.write(b"lakehouse")
+            io.delete(path)
+
     def enrolled(self) -> list[str]:
         """Organizations that have a lake, by id.
 
@@ -104,6 +124,14 @@ class App:
                     "Set LAKEHOUSE_LAKE__WAREHOUSE back: a lake is not moved by changing its address.",
                 )
         return [lake.organization_id for lake in lakes]
+
+    def newcomers(self) -> list[str]:
+        """Organizations that the host lists and that have no lake yet; none where the host lists nobody."""
+        from lakehouse.control import store
+
+        if self.settings.source.organizations_table is None:
+            return []
+        return sorted(set(self.source.organizations()) - {lake.organization_id for lake in store.lakes(self.engine)})
 
     def method(self) -> CaptureMethod:
         """How tables are captured. `trigger` and `logical` will be chosen here."""

@@ -26,10 +26,15 @@ if TYPE_CHECKING:
 
 MEMORY = "1GB"
 _LOCK = threading.Lock()
-_EXTENSIONS = ("icu", "avro", "httpfs", "iceberg")  # iceberg needs avro and httpfs loaded before it
+EXTENSIONS = ("icu", "avro", "httpfs", "iceberg")  # iceberg needs avro and httpfs loaded before it
 
 
-def _extension(name: str) -> Path:
+def extension_path(name: str) -> Path:
+    """Where the wheel put one of DuckDB's extensions.
+
+    Raises:
+        LakehouseError: the wheel is not installed.
+    """
     spec = importlib.util.find_spec(f"duckdb_extension_{name}")
     found = list(Path(spec.origin).parent.glob("extensions/*/*.duckdb_extension")) if spec and spec.origin else []
     if not found:
@@ -76,8 +81,8 @@ def _open(storage: Mapping[str, str], spill: str) -> duckdb.DuckDBPyConnection:
             "enable_external_file_cache": "false",
         }
     )
-    for name in _EXTENSIONS:
-        connection.execute(f"LOAD {literal(str(_extension(name)))}")
+    for name in EXTENSIONS:
+        connection.execute(f"LOAD {literal(str(extension_path(name)))}")
     # After LOAD: the setting belongs to the icu extension.
     connection.execute("SET TimeZone = 'UTC'")
     if "s3.access-key-id" in storage or "s3.endpoint" in storage:

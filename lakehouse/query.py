@@ -8,6 +8,7 @@ opened. `--as-of` reads versions by `_captured_at`, so it does not depend on whi
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,7 +50,17 @@ def tenants(app: App) -> list[Tenant]:
     except LakehouseError:
         # Labels are a comfort: the lake can be queried when the hot database is down.
         labels = {}
-    return [Tenant(lake.organization_id, labels.get(lake.organization_id), lake.namespace) for lake in lakes]
+    # A label is what the host's users type: one that is also an id, a namespace or another's label names nobody.
+    taken = Counter([*labels.values(), *(lake.organization_id for lake in lakes), *(lake.namespace for lake in lakes)])
+    taken.subtract(o for o, label in labels.items() if o == label)
+    return [
+        Tenant(
+            lake.organization_id,
+            label if (label := labels.get(lake.organization_id)) and taken[label] == 1 else None,
+            lake.namespace,
+        )
+        for lake in lakes
+    ]
 
 
 def find_tenant(known: list[Tenant], name: str) -> Tenant:
@@ -77,6 +88,8 @@ def run_query(app: App, query: str, *, organization: str | None = None, as_of: d
     """
     import duckdb
 
+    if not query.strip(" ;\n\t"):
+        raise LakehouseError("the query is empty", f"Tables: {', '.join(sorted(app.contracts))}.")
     with session(app, query, organization=organization, as_of=as_of) as connection:
         try:
             return connection.execute(query).to_arrow_table()

@@ -86,7 +86,9 @@ def backfill_table(
             result.busy = True
             return result
         try:
-            _backfill(app, contract, executor, organizations, progress, result)
+            # A backfill that was interrupted is finished first; it may be of other organizations.
+            while _backfill(app, contract, executor, organizations, progress, result):
+                continue
         except LakehouseError as error:
             result.errors[""] = error
     return result
@@ -99,7 +101,8 @@ def _backfill(
     organizations: tuple[str, ...] | None,
     progress: Progress,
     result: BackfillResult,
-) -> None:
+) -> bool:
+    """One backfill: the interrupted one, or a new one. True if there may be another to do."""
     tables = LakeTables(app, contract)
     known = store.cursors(app.engine, contract.table)
 
@@ -115,9 +118,11 @@ def _backfill(
         if state is None:
             ready = _ready(app, contract, tables, [o for o in wanted if o not in known], result)
             if not ready:
-                return
+                return False
+            resumed = False
             state = _begin(app, contract, catalog, hot, ready)
         else:
+            resumed = True
             ready = _ready(app, contract, tables, list(state.organizations), result, resuming=True)
             # Ranges read from now on will lack the others: they must not be landed by this backfill.
             record.leave_out(app.engine, state.id, set(state.organizations) - set(ready))
@@ -126,6 +131,8 @@ def _backfill(
     failpoint("backfill.before_commit")
     if _land(app, contract, tables, state.id, footers, result):
         record.finish(app.engine, state.id, app.clock())
+        return resumed
+    return False
 
 
 def _ready(
@@ -355,11 +362,13 @@ def _land_one(
         most_partitions=app.settings.landing.max_partitions,
     )
     failpoint("backfill.after_commit")
-    store.save_cursor(
+    store.acknowledge_backfill(
         app.engine,
+        state.id,
         organization,
         contract.table,
         landed.cursor,
+        rows=result.rows[organization],
         snapshot_id=landed.snapshot_id,
-        landed_at=app.clock(),
+        now=app.clock(),
     )

@@ -43,6 +43,17 @@ def chosen(app: App, names: list[str] | None) -> list[Contract]:
     return [app.contract(n) for n in names] if names else list(app.contracts.values())
 
 
+def warn_newcomers(app: App) -> None:
+    """Say on stderr which of the host's organizations nobody has enrolled."""
+    if found := app.newcomers():
+        shown = ", ".join(found[:5]) + (", …" if len(found) > 5 else "")
+        stderr.print(
+            f"warning: {len(found)} of the host's organizations have no lake: {shown}\n"
+            "  Run `lakehouse init` and `lakehouse backfill`.",
+            markup=False,
+        )
+
+
 def error_json(error: LakehouseError) -> dict[str, str]:
     """An error as programs read it."""
     return {"detail": error.detail, "hint": error.hint, "retry": error.retry.value}
@@ -197,6 +208,9 @@ def sync(
         raise LakehouseError("say either --once or --every", "For example `lakehouse sync --every 5s`.")
     app = open_app()
     contracts = chosen(app, names)
+    # What no later round can mend (settings, control tables) ends the program now.
+    _ = app.engine
+    warn_newcomers(app)
     stop = threading.Event()
     period = _seconds(every) if every else None
     if period is not None:

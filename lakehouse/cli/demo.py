@@ -53,7 +53,7 @@ def demo(
         if report is not None:
             _write(result, report)
         if keep:
-            _keep(world)
+            _keep(world, result)
     if not result.proven:
         raise typer.Exit(1)
 
@@ -82,8 +82,8 @@ def _write(result: DemoReport, path: Path) -> None:
     stdout.print(f"figures: {path}", markup=False)
 
 
-def _keep(world: World) -> None:
-    for line in reach(world):
+def _keep(world: World, result: DemoReport) -> None:
+    for line in reach(world, next(iter(result.labels.values()))):
         stdout.print(line, markup=False, soft_wrap=True)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -91,27 +91,40 @@ def _keep(world: World) -> None:
     stop.wait()
 
 
-def reach(world: World) -> list[str]:
+def reach(world: World, organization: str) -> list[str]:
     """Lines to paste into another terminal: lakehouse, psql, DuckDB, pyiceberg."""
+    from catalog.lake import encode_organization
+    from lakehouse.app import App
+    from lakehouse.duck import EXTENSIONS, extension_path
+    from lakehouse.query import find_tenant, tenants
+
+    app = App(world.settings())
+    tenant = find_tenant(tenants(app), organization)
+    table = app.catalog.load_table((encode_organization(tenant.organization), "findings"))
     hot = urlsplit(world.hot_url)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in world.variables().items()]
-    endpoint = urlsplit(world.s3.endpoint).netloc
+    properties = {"uri": app.address.uri, **app.address.storage}
+    app.close()
     return [
         "\neverything is running until Ctrl-C. In another terminal, in this folder:",
         "\n# lakehouse",
         *exports,
         'export PATH="$PWD/.venv/bin:$PATH"',
         "lakehouse status",
-        "lakehouse query --organization ORGANIZATION 'SELECT severity, count(*) FROM findings GROUP BY 1'",
+        f"lakehouse query --organization {organization} 'SELECT severity, count(*) FROM findings GROUP BY 1'",
         "\n# PostgreSQL",
         f"export PGHOST={hot.hostname} PGPORT={hot.port} PGUSER={hot.username} "
         f"PGPASSWORD={shlex.quote(hot.password or '')} PGDATABASE={hot.path.strip('/')}",
         "psql -c 'SELECT count(*) FROM ingested_events'",
-        "\n# DuckDB (metadata paths: SELECT table_name, metadata_location FROM lakehouse.iceberg_tables)",
-        f"CREATE SECRET (TYPE s3, KEY_ID '{world.s3.access_key}', SECRET '{world.s3.secret_key}', "
-        f"ENDPOINT '{endpoint}', REGION '{world.s3.region}', USE_SSL false, URL_STYLE 'path');",
-        "SELECT count(*) FROM iceberg_scan('<metadata path>');",
-        "\n# pyiceberg",
-        "from lakehouse.app import App; from lakehouse.settings import load_settings",
-        "catalog = App(load_settings()).catalog; catalog.list_namespaces()",
+        "\n# DuckDB, in .venv/bin/python (the path is the table's newest metadata; another landing makes a newer one)",
+        "import duckdb; db = duckdb.connect()",
+        *[f"db.execute(\"LOAD '{extension_path(name)}'\")" for name in EXTENSIONS],
+        f"db.execute(\"CREATE SECRET (TYPE s3, KEY_ID '{world.s3.access_key}', SECRET '{world.s3.secret_key}', "
+        f"ENDPOINT '{urlsplit(world.s3.endpoint).netloc}', REGION '{world.s3.region}', "
+        "USE_SSL false, URL_STYLE 'path')\")",
+        f"db.sql(\"SELECT count(*) FROM iceberg_scan('{table.metadata_location}')\")",
+        "\n# pyiceberg, in .venv/bin/python",
+        "from pyiceberg.catalog.sql import SqlCatalog",
+        f"catalog = SqlCatalog({app.address.name!r}, **{properties!r})",
+        f"catalog.load_table({'.'.join(table.name())!r}).scan(limit=3).to_arrow()",
     ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lakehouse.cli.capture import TableOption, chosen, error_json, open_app
+from lakehouse.cli.capture import TableOption, chosen, error_json, open_app, warn_newcomers
 from lakehouse.cli.output import JsonFlag, duration, print_json, stderr, stdout, table
 from schemas.errors import LakehouseError
 
@@ -30,6 +30,7 @@ def status(as_json: JsonFlag = False) -> None:
 
     app = open_app()
     found = read_status(app)
+    warn_newcomers(app)
     if as_json:
         print_json({**dataclasses.asdict(found), "healthy": found.healthy})
     else:
@@ -97,6 +98,7 @@ def verify(
 
     app = open_app()
     known = tenants(app)
+    warn_newcomers(app)
     labels = {t.organization: t.label or t.organization for t in known}
     wanted = [find_tenant(known, o).organization for o in organization] if organization else list(labels)
     if not wanted:

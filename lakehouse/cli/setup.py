@@ -44,7 +44,9 @@ def init(
             f"{app.settings.source.organizations_table} has no organization {', '.join(unknown)}",
             "Give ids as they stand in the tenant column.",
         )
+    app.probe_storage()
     app.engine = migrate(app.settings)
+    app.enrolled()
     added: list[str] = []
     present: list[str] = []
     errors: dict[str, LakehouseError] = {}
@@ -171,4 +173,7 @@ def draft(
         raise LakehouseError(f"{path} is there already", "A draft overwrites nothing: move it away, or give --name.")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, "utf-8")
-    stdout.print(f"wrote {path}; set LAKEHOUSE_CONTRACTS='[\"{output}\"]' to use it", markup=False)
+    stdout.print(f"wrote {path}", markup=False)
+    stdout.print(
+        f'to use it beside the built-in ones: export LAKEHOUSE_CONTRACTS=\'["builtin", "{output}"]\'', markup=False
+    )

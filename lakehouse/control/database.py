@@ -88,7 +88,9 @@ def migrate(settings: Settings) -> Engine:
         with engine.begin() as connection:
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
             schema = sql.Identifier(settings.control.schema_name).as_string(None)
-            connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema}"))
+            # Asked first: CREATE SCHEMA IF NOT EXISTS wants the right to create even where the schema is there.
+            if connection.scalar(text("SELECT to_regnamespace(:s)"), {"s": settings.control.schema_name}) is None:
+                connection.execute(text(f"CREATE SCHEMA {schema}"))
             config = _alembic(settings)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
@@ -104,7 +106,7 @@ def migrate(settings: Settings) -> Engine:
     except ProgrammingError as error:
         raise ControlError(
             f"control schema {settings.control.schema_name!r} cannot be made: {error.orig}",
-            "Let a privileged user run `lakehouse init` once, or grant CREATE on the database.",
+            "Make it once as a privileged user: CREATE SCHEMA … AUTHORIZATION the user of these settings.",
         ) from error
     finally:
         engine.dispose()

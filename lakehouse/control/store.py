@@ -19,7 +19,7 @@ from lakehouse.landing.cursor import Inventory, LakeCursor
 from lakehouse.landing.staging import Share
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
 ERROR_LENGTH = 500
 
@@ -232,38 +232,75 @@ def acknowledge(
             .returning(Landing.__table__)
         ).one_or_none()
         _save_cursor(connection, organization, table, cursor, snapshot_id, now)
-        if landing is None:
-            return
-        destinations = connection.scalars(
-            update(WarehouseDestination)
-            .where(
-                WarehouseDestination.organization_id == organization,
-                WarehouseDestination.kind == DestinationKind.ICEBERG_S3.value,
+        if landing is not None:
+            _delivered(
+                connection,
+                organization,
+                table,
+                now,
+                sequence_after=landing.sequence_after,
+                sequence_upto=landing.sequence_upto,
+                snapshot_id=snapshot_id,
+                window_id=window,
+                watermark_start=landing.watermark_start,
+                watermark_end=landing.watermark_end,
+                row_count=landing.row_count + landing.delete_count,
             )
-            .values(last_delivery_at=now)
-            .returning(WarehouseDestination.id)
-        ).all()
-        for destination in destinations:
-            connection.execute(
-                upsert(WarehouseDelivery)
-                .values(
-                    id=uuid.uuid4(),
-                    organization_id=organization,
-                    destination_id=destination,
-                    table_name=table,
-                    sequence_after=landing.sequence_after,
-                    sequence_upto=landing.sequence_upto,
-                    snapshot_id=snapshot_id,
-                    window_id=window,
-                    watermark_start=landing.watermark_start,
-                    watermark_end=landing.watermark_end,
-                    row_count=landing.row_count + landing.delete_count,
-                    status=DeliveryStatus.DELIVERED.value,
-                    attempts=1,
-                    delivered_at=now,
-                )
-                .on_conflict_do_nothing(constraint="uq_warehouse_deliveries_range")
+
+
+def acknowledge_backfill(
+    engine: Engine,
+    backfill: uuid.UUID,
+    organization: str,
+    table: str,
+    cursor: LakeCursor,
+    *,
+    rows: int,
+    snapshot_id: int,
+    now: datetime,
+) -> None:
+    """A backfill is in the lake: its cursor and the delivery to ICEBERG_S3, in one transaction. Idempotent."""
+    with engine.begin() as connection:
+        _save_cursor(connection, organization, table, cursor, snapshot_id, now)
+        _delivered(
+            connection,
+            organization,
+            table,
+            now,
+            sequence_after=0,
+            sequence_upto=cursor.sequence,
+            snapshot_id=snapshot_id,
+            window_id=backfill,
+            row_count=rows,
+        )
+
+
+def _delivered(connection: Connection, organization: str, table: str, now: datetime, **values: Any) -> None:
+    """Landing is what acknowledges the organization's ICEBERG_S3 destination."""
+    destinations = connection.scalars(
+        update(WarehouseDestination)
+        .where(
+            WarehouseDestination.organization_id == organization,
+            WarehouseDestination.kind == DestinationKind.ICEBERG_S3.value,
+        )
+        .values(last_delivery_at=now)
+        .returning(WarehouseDestination.id)
+    ).all()
+    for destination in destinations:
+        connection.execute(
+            upsert(WarehouseDelivery)
+            .values(
+                id=uuid.uuid4(),
+                organization_id=organization,
+                destination_id=destination,
+                table_name=table,
+                status=DeliveryStatus.DELIVERED.value,
+                attempts=1,
+                delivered_at=now,
+                **values,
             )
+            .on_conflict_do_nothing(constraint="uq_warehouse_deliveries_range")
+        )
 
 
 def abandon(engine: Engine, window: uuid.UUID, organization: str) -> None:

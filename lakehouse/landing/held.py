@@ -67,7 +67,8 @@ class HeldRows:
                 columns = {n: rows.column(n) for n in self._names}
                 self._connection.register("candidates", pa.table({**columns, "row": pa.arange(0, rows.num_rows)}))
                 keep = self._connection.execute(
-                    f"SELECT b.row FROM candidates b WHERE NOT EXISTS (SELECT 1 FROM held p WHERE {join}) ORDER BY b.row"
+                    "SELECT b.row FROM candidates b "
+                    f"WHERE NOT EXISTS (SELECT 1 FROM held p WHERE {join}) ORDER BY b.row"
                 ).to_arrow_table()["row"]
                 self._connection.unregister("candidates")
                 rows = rows if len(keep) == rows.num_rows else rows.take(keep.combine_chunks())
@@ -119,7 +120,8 @@ def held_content(contract: Contract, storage: Mapping[str, str], tables: Mapping
                     table,
                     f"SELECT {', '.join(map(quoted, identity))}, {duckdb_hash(contract)} AS {CONTENT_HASH} "
                     f"FROM {lake_relation(table.metadata_location)} "
-                    f"QUALIFY row_number() OVER (PARTITION BY {order} ORDER BY {SEQUENCE} DESC) = 1 AND {OP} <> '{DELETE}'",
+                    f"QUALIFY row_number() OVER (PARTITION BY {order} ORDER BY {SEQUENCE} DESC) = 1 "
+                    f"AND {OP} <> '{DELETE}'",
                 )
         yield held
 

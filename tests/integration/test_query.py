@@ -104,10 +104,22 @@ def test_organizations_are_schemas_and_stay_apart(house: Lakehouse) -> None:
         run_query(house.app, "SELECT 1", organization="nobody")
 
 
+def test_a_slug_that_is_anothers_id_names_nobody(house: Lakehouse) -> None:
+    with house.hot() as hot:
+        insert_events(hot, "org-a", 1, 3)
+        insert_events(hot, "org-b", 1, 5)
+        hot.execute("UPDATE organizations SET slug = 'org-a' WHERE id = 'org-b'")
+    house.backfill("events")
+    count = 'SELECT count(*) AS n FROM "org-a".events'
+    assert run_query(house.app, count, organization="org-b").to_pylist() == [{"n": 3}]
+    assert run_query(house.app, "SELECT count(*) AS n FROM events", organization="org-a").to_pylist() == [{"n": 3}]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("SELEC 1", "-o", "org-a"), "syntax error"),
+        (("  ", "-o", "org-a"), "empty"),
         (("SELECT 1", "--as-of", "yesterday", "-o", "org-a"), "not a time"),
         (("SELECT * FROM nothing", "-o", "org-a"), "nothing"),
     ],
