@@ -35,8 +35,8 @@ _STORAGE_HINTS = (
     ),
     (
         ("ACCESS_DENIED", "AccessDenied", "Forbidden", "HTTP response code: 403"),
-        "Check LAKEHOUSE_LAKE__S3__ACCESS_KEY_ID and __SECRET_ACCESS_KEY; the key must be allowed to read, list, "
-        "write and delete below the warehouse prefix.",
+        "Check LAKEHOUSE_LAKE__S3__ACCESS_KEY_ID and LAKEHOUSE_LAKE__S3__SECRET_ACCESS_KEY; they must allow to read, "
+        "list, write and delete below the warehouse prefix.",
         Retry.MANUAL,
     ),
     (
@@ -62,6 +62,7 @@ def lake_errors(where: str) -> Iterator[None]:
     Errors of a commit are not for this: `CommitFailedException` and an unknown outcome mean something.
     """
     from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException, NoSuchTableError
+    from pyiceberg.exceptions import ValidationError as IcebergValidationError
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
@@ -76,6 +77,12 @@ def lake_errors(where: str) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise storage_error(where, error) from error
+    except (ValueError, TypeError, LookupError, EOFError, AssertionError, IcebergValidationError) as error:
+        # What readers of metadata and manifests raise over a file that is not one.
+        raise CatalogError(
+            f"{where}: its metadata cannot be read: {type(error).__name__}: {_first_line(error)}",
+            "A metadata or manifest file is damaged: bring it back from the bucket's versions. Nothing was written.",
+        ) from error
 
 
 def storage_error(where: str, error: OSError) -> StorageError:

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+RESERVED = frozenset({"main", "temp", "system", "memory", "information_schema", "pg_catalog"})
+"""Schemas and catalogs of DuckDB's own, which no organization's slug takes over."""
+
+
 @dataclass(frozen=True)
 class Tenant:
     """An organization as a query knows it."""
@@ -36,6 +40,8 @@ class Tenant:
     organization: str
     label: str | None
     namespace: str
+    prefixes: tuple[str, ...]
+    """Names besides the namespace that can stand before a table in SQL."""
 
     @property
     def names(self) -> list[str]:
@@ -51,15 +57,29 @@ def tenants(app: App) -> list[Tenant]:
         # Labels are a comfort: the lake can be queried when the hot database is down.
         labels = {}
     # A label is what the host's users type: one that is also an id, a namespace or another's label names nobody.
-    taken = Counter([*labels.values(), *(lake.organization_id for lake in lakes), *(lake.namespace for lake in lakes)])
-    taken.subtract(o for o, label in labels.items() if o == label)
+    # Cases are folded, as DuckDB folds them.
+    names = [(lake.organization_id, lake.namespace, labels.get(lake.organization_id)) for lake in lakes]
+    fixed = {name.casefold() for organization, namespace, _ in names for name in (organization, namespace)}
+    taken = Counter(label.casefold() for _, _, label in names if label)
+    ids = Counter(organization.casefold() for organization, _, _ in names)
+
+    def usable(organization: str, label: str | None) -> bool:
+        folded = label.casefold() if label else ""
+        return label == organization or (bool(folded) and folded not in fixed and taken[folded] == 1)
+
     return [
         Tenant(
-            lake.organization_id,
-            label if (label := labels.get(lake.organization_id)) and taken[label] == 1 else None,
-            lake.namespace,
+            organization,
+            label if usable(organization, label) else None,
+            namespace,
+            # Ids that differ in nothing but case cannot both be schemas; their namespaces can.
+            tuple(
+                name
+                for name in (organization if ids[organization.casefold()] == 1 else None, label)
+                if name and usable(organization, name) | (name == organization) and name.casefold() not in RESERVED
+            ),
         )
-        for lake in lakes
+        for organization, namespace, label in names
     ]
 
 
@@ -108,7 +128,8 @@ def session(
     quoted_text = query.lower()
     with connect(app.address.storage, private=True) as connection:
         for tenant in known:
-            named = [n for n in tenant.names if n.lower() in words or n.lower() in quoted_text]
+            spelled = {n: n.lower().replace('"', '""') for n in (tenant.namespace, *tenant.prefixes)}
+            named = [n for n, text in spelled.items() if text in quoted_text]
             if tenant is not default and not named:
                 continue
             schemas = list(dict.fromkeys([tenant.namespace, *named]))

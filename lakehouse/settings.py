@@ -29,11 +29,28 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+_URL = (
+    "must look like postgresql://user:password@host:5432/database, with one host; in a user's name or password "
+    "write @ / : % and spaces as %40 %2F %3A %25 %20"
+)
+
+
 def _postgres_url(value: SecretStr) -> SecretStr:
-    parts = urlsplit(value.get_secret_value())
-    one_host = "," not in parts.netloc.rpartition("@")[2]
-    if parts.scheme not in ("postgresql", "postgres") or not parts.path.strip("/") or not one_host:
-        raise ValueError("must look like postgresql://user:password@host:5432/database, with one host")
+    # Everything is checked here, because what a driver says of a bad URL repeats the password in it.
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
+    text = value.get_secret_value()
+    try:
+        parts = urlsplit(text)
+        parsed = conninfo_to_dict(text)
+        _ = parts.port
+    except (ValueError, psycopg.Error):
+        raise ValueError(_URL) from None
+    user, _, host = parts.netloc.rpartition("@")
+    odd = "@" in user or "," in host or "@" in parts.path or any(c.isspace() for c in text)
+    if parts.scheme not in ("postgresql", "postgres") or odd or not parsed.get("dbname") or not parts.path.strip("/"):
+        raise ValueError(_URL)
     return value
 
 
@@ -79,6 +96,17 @@ class CatalogSettings(_Section):
     kind: Literal["sql"] = "sql"
     uri: SecretStr | None = None
     name: str = "lakehouse"
+
+    @field_validator("uri")
+    @classmethod
+    def _check(cls, value: SecretStr | None) -> SecretStr | None:
+        text = value.get_secret_value() if value else "sqlite:///"
+        if text.startswith("sqlite:///"):
+            return value
+        if not text.startswith(("postgresql://", "postgres://", "postgresql+psycopg://")):
+            raise ValueError("must be a PostgreSQL URL or sqlite:///absolute/file.db")
+        _postgres_url(SecretStr(text.replace("+psycopg", "", 1)))
+        return value
 
 
 class S3Settings(_Section):
@@ -212,8 +240,27 @@ def load_settings(**overrides: Any) -> Settings:
 
 def _fault(error: dict[str, Any]) -> str:
     path = [str(part) for part in error["loc"]]
-    message = "is missing" if error["type"] == "missing" else error["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(path)} (LAKEHOUSE_{'__'.join(path).upper()}): {message}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return "\n  ".join(f"{'.'.join(p)} ({_variable(p)}): is missing" for p in _required(path))
+    if error["type"] == "extra_forbidden":
+        message = "no setting has this name; docs/settings.md has all of them"
+    return f"{'.'.join(path)} ({_variable(path)}): {message}"
+
+
+def _variable(path: list[str]) -> str:
+    return f"LAKEHOUSE_{'__'.join(path).upper()}"
+
+
+def _required(path: list[str]) -> list[list[str]]:
+    """The settings that must be given where `path` is missing: of a section, those without a default."""
+    kind: Any = Settings
+    for part in path:
+        field = kind.model_fields.get(part)
+        kind = field.annotation if field else None
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return [path]
+    return [[*path, name] for name, field in kind.model_fields.items() if field.is_required()]
 
 
 def _reject_unknown_variables() -> None:

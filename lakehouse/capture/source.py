@@ -108,8 +108,11 @@ class Source:
             )
         except psycopg.OperationalError as error:
             raise self._refused(error) from error
-        with connection:
-            yield connection
+        try:
+            with connection:
+                yield connection
+        except psycopg.OperationalError as error:
+            raise self._refused(error) from error
 
     @contextmanager
     def reader(self) -> Iterator[AdbcConnection]:
@@ -138,13 +141,16 @@ class Source:
             connection = dbapi.connect(url, autocommit=True)
         except Error as error:
             raise self._refused(error) from error
-        with connection:
-            yield connection
+        try:
+            with connection:
+                yield connection
+        except Error as error:
+            raise self._refused(error) from error
 
     def _refused(self, error: Exception) -> SourceError:
         return SourceError(
-            f"source {self.settings.address} does not answer: {str(error).strip().splitlines()[-1]}",
-            "Check LAKEHOUSE_SOURCE__URL: host, port, user, password and database.",
+            f"source {self.settings.address} does not answer: {' '.join(str(error).split())[:400]}",
+            "Check LAKEHOUSE_SOURCE__URL: host, port, user, password and database. Nothing was lost.",
             retry=Retry.TIMED,
         )
 

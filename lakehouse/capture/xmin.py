@@ -10,6 +10,7 @@ Cannot see: a row that was inserted and deleted, or versions that came and went,
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -256,9 +257,13 @@ def transaction(cursor: AdbcCursor, contract: Contract, *, snapshot: str | None 
         except Error as error:
             raise read_error(contract, error) from error
         yield
-    finally:
-        # Read only: ending the transaction either way gives nothing away.
-        cursor.execute("ROLLBACK")
+    except BaseException:
+        # A connection that is gone has no transaction to end; what broke it is what matters.
+        with contextlib.suppress(Error):
+            cursor.execute("ROLLBACK")
+        raise
+    # Read only: there is nothing to commit.
+    cursor.execute("ROLLBACK")
 
 
 def stream(cursor: AdbcCursor, query: sql.Composable, contract: Contract) -> Iterator[pa.RecordBatch]:

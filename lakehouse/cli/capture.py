@@ -45,7 +45,13 @@ def chosen(app: App, names: list[str] | None) -> list[Contract]:
 
 def warn_newcomers(app: App) -> None:
     """Say on stderr which of the host's organizations nobody has enrolled."""
-    if found := app.newcomers():
+    try:
+        found = app.newcomers()
+    except LakehouseError as error:
+        # Only a comfort: what the command itself needs of the source it says itself.
+        stderr.print(f"warning: the host's organizations cannot be listed: {error.detail}", markup=False)
+        return
+    if found:
         shown = ", ".join(found[:5]) + (", …" if len(found) > 5 else "")
         stderr.print(
             f"warning: {len(found)} of the host's organizations have no lake: {shown}\n"
