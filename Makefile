@@ -19,7 +19,7 @@ test: $(READY) ## Check the code, then run every test on real servers (ARGS="-k 
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n 2 $(ARGS)
 
 check: $(READY) ## Only the static checks: ruff, mypy, layers
 	@$(BIN)/ruff check .
