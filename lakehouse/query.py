@@ -60,6 +60,7 @@ def tenants(app: App) -> list[Tenant]:
     # Cases are folded, as DuckDB folds them.
     names = [(lake.organization_id, lake.namespace, labels.get(lake.organization_id)) for lake in lakes]
     fixed = {name.casefold() for organization, namespace, _ in names for name in (organization, namespace)}
+    namespaces = {namespace for _, namespace, _ in names}
     taken = Counter(label.casefold() for _, _, label in names if label)
     ids = Counter(organization.casefold() for organization, _, _ in names)
 
@@ -76,7 +77,9 @@ def tenants(app: App) -> list[Tenant]:
             tuple(
                 name
                 for name in (organization if ids[organization.casefold()] == 1 else None, label)
-                if name and usable(organization, name) | (name == organization) and name.casefold() not in RESERVED
+                if name
+                and usable(organization, name) | (name == organization)
+                and name.casefold() not in RESERVED | namespaces
             ),
         )
         for organization, namespace, label in names
@@ -89,6 +92,10 @@ def find_tenant(known: list[Tenant], name: str) -> Tenant:
     Raises:
         LakehouseError: there is none.
     """
+    # An id is itself before anybody's namespace or label is looked at.
+    by_id = {tenant.organization: tenant for tenant in known}
+    if name in by_id:
+        return by_id[name]
     for tenant in known:
         if name in tenant.names:
             return tenant

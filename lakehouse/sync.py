@@ -25,7 +25,7 @@ from lakehouse.control import store
 from lakehouse.control.database import ControlError
 from lakehouse.control.store import StagedShare
 from lakehouse.failpoints import failpoint
-from lakehouse.landing.commit import FencedError, land
+from lakehouse.landing.commit import PART_SUMMARY, FencedError, land
 from lakehouse.landing.cursor import Inventory, LakeCursor, read_cursor
 from lakehouse.landing.held import KeyReconciliation, held_content, held_versions, key_reconciliation
 from lakehouse.landing.staging import Share, Stager, Target
@@ -66,11 +66,19 @@ class LakeTables:
         self.contract = contract
         self._lock = threading.Lock()
         self._open: dict[str, Table] = {}
+        self._failed: dict[str, LakehouseError] = {}
 
     def __call__(self, organization: str) -> Table:
         with self._lock:
+            if organization in self._failed:
+                # A lake that does not answer costs one time-out a round, not one a question.
+                raise self._failed[organization]
             if organization not in self._open:
-                self._open[organization] = ensure_table(self.app.lake(organization), self.contract)
+                try:
+                    self._open[organization] = ensure_table(self.app.lake(organization), self.contract)
+                except LakehouseError as error:
+                    self._failed[organization] = error
+                    raise
             return self._open[organization]
 
     def target(self, organization: str) -> Target:
@@ -146,7 +154,9 @@ def settle(app: App, contract: Contract, tables: LakeTables, result: TableResult
         if cursor is not None and cursor.fence is not None and cursor.fence.startswith(f"{landing.window_id}/"):
             snapshot = table.current_snapshot()
             assert snapshot is not None  # noqa: S101 - a cursor is written only with a snapshot
-            if cursor.sequence >= landing.sequence_upto and not cursor.position.repeats:  # every part of it
+            properties = snapshot.summary.additional_properties if snapshot.summary else {}
+            part, _, parts = properties.get(PART_SUMMARY, "").partition("/")
+            if part == parts:
                 store.acknowledge(
                     app.engine,
                     landing.window_id,

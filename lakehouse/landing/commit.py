@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pyiceberg.table import Table
 
 WINDOW_SUMMARY = "lakehouse.window"
+PART_SUMMARY = "lakehouse.part"
 ATTEMPTS = 3
 
 
@@ -161,7 +162,7 @@ def _append(table: Table, window: str, part: int, parts: int, files: Sequence[St
         transaction.set_properties({CURSOR_PROPERTY: json.dumps(cursor.to_json(), separators=(",", ":"))})
         summary = {
             WINDOW_SUMMARY: window,
-            "lakehouse.part": f"{part}/{parts}",
+            PART_SUMMARY: f"{part}/{parts}",
             "lakehouse.sequence": str(cursor.sequence),
             "lakehouse.captured-at": cursor.captured_at.isoformat(),
         }

@@ -172,7 +172,6 @@ def test_control_tables_that_go_while_the_program_runs(house: Lakehouse) -> None
     house.assert_equal("events")
 
 
-@pytest.mark.xfail(strict=True, reason="lakehouse/sync.py, settle: takes a capped seen list for a landing in parts")
 def test_a_landing_whose_process_died_is_delivered_once(house: Lakehouse) -> None:
     filled(house, "org-a")
     house.reopen(CAPTURE__MAX_SEEN="0")
@@ -282,7 +281,6 @@ def test_a_storage_that_is_down_and_one_that_hangs(postgres_url: str) -> None:
             house.assert_equal("events")
 
 
-@pytest.mark.xfail(strict=True, reason="lakehouse/sync.py, LakeTables: a lake that does not answer is asked again")
 def test_a_lake_that_does_not_answer_is_asked_once_a_round(house: Lakehouse, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(house, "org-a", "org-b")
     asked: Counter[str] = Counter()

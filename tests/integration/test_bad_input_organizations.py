@@ -117,7 +117,6 @@ def test_a_slug_that_is_the_id_of_another_is_not_believed(house: Lakehouse, labe
         assert counts(house, f"SELECT count(*) AS n FROM {label}.events") == [1]
 
 
-@pytest.mark.xfail(strict=True, reason="lakehouse/query.py, find_tenant: another's namespace comes before an id")
 def test_an_id_that_is_the_namespace_of_another_is_itself(house: Lakehouse) -> None:
     two_organizations(house, "org_b", "b")
     with suppress(LakehouseError):

@@ -268,7 +268,6 @@ def test_a_password_that_was_changed(postgres_server: EmbeddedPostgres, house: L
         house.assert_equal("events")
 
 
-@pytest.mark.xfail(strict=True, reason="lakehouse/cli/capture.py, warn_newcomers: what only warns ends the program")
 def test_a_list_of_organizations_that_cannot_be_read(postgres_server: EmbeddedPostgres, house: Lakehouse) -> None:
     with house.hot() as hot, user(postgres_server, house, READS) as name:
         insert_events(hot, "org-a", 1, 2)
