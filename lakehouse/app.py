@@ -11,6 +11,7 @@ from lakehouse.capture.source import Source
 from lakehouse.capture.xmin import XminCapture
 from lakehouse.clock import Clock, system_clock
 from lakehouse.control.database import connect
+from lakehouse.observe.events import Events
 from lakehouse.settings import Settings
 from schemas.contract import Contract, load_contracts
 from schemas.errors import LakehouseError
@@ -29,6 +30,7 @@ class App:
         self.settings = settings
         self.clock = clock
         self.source = Source(settings.source)
+        self.events = Events()
         self._lock = threading.Lock()
 
     @functools.cached_property

@@ -158,6 +158,73 @@ class BackfillSettings(_Section):
     snapshot_seconds: Annotated[int, Field(ge=1)] = 600
 
 
+class WorkSettings(_Section):
+    """Leases, retries and the bounds of a worker."""
+
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 2
+    poll_seconds: Annotated[float, Field(gt=0)] = 1.0
+    lease_seconds: Annotated[float, Field(ge=1)] = 60
+    stop_seconds: Annotated[float, Field(ge=1)] = 30
+    max_attempts: Annotated[int, Field(ge=1)] = 5
+    retry_base_seconds: Annotated[float, Field(gt=0)] = 30
+    retry_max_seconds: Annotated[float, Field(gt=0)] = 1800
+
+
+class ScheduleSettings(_Section):
+    """What the scheduler triggers, and how often. The cadence is what a new organization begins with."""
+
+    tick_seconds: Annotated[float, Field(gt=0)] = 1.0
+    cadence_seconds: Annotated[int, Field(ge=1)] = 900
+    discover_every_seconds: Annotated[float, Field(gt=0)] = 60
+    enrol: bool = True
+    maintain_every_seconds: Annotated[float, Field(gt=0)] = 3600
+
+
+class MaintenanceSettings(_Section):
+    """The bounds that maintenance keeps."""
+
+    keep_snapshots: Annotated[int, Field(ge=1)] = 20
+    keep_daily: Annotated[int, Field(ge=0)] = 30
+    keep_metadata: Annotated[int, Field(ge=1)] = 20
+    settled_hours: Annotated[float, Field(ge=0)] = 24
+    small_file_bytes: Annotated[int, Field(ge=1)] = 32 * MIB
+    target_file_bytes: Annotated[int, Field(ge=1)] = 256 * MIB
+    orphan_hours: Annotated[float, Field(ge=0)] = 72
+    outbox_days: Annotated[float, Field(ge=0)] = 30
+
+
+class MetricsSettings(_Section):
+    """Where `lakehouse run` answers Prometheus; empty: nowhere."""
+
+    listen: str | None = "127.0.0.1:9464"
+
+    @field_validator("listen")
+    @classmethod
+    def _check(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise ValueError("must look like 127.0.0.1:9464")
+        return value
+
+
+class SecretsSettings(_Section):
+    """Keys for stored credentials: by version, as `base64:…`, `base64url:…` or `hex:…` of 32 bytes.
+
+    Without any, the host's own key (`APERIO_ENCRYPTION_KEY`) is version v1.
+    """
+
+    keys: dict[str, SecretStr] = {}
+    key_version: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,32}$")] = "v1"
+
+
+class EgressSettings(_Section):
+    """What endpoints that a tenant gives may reach besides public addresses: hosts, or networks as CIDR."""
+
+    allow: tuple[str, ...] = ()
+
+
 class Settings(BaseSettings):
     """All settings. Build with `load_settings`."""
 
@@ -173,6 +240,12 @@ class Settings(BaseSettings):
     capture: CaptureSettings = CaptureSettings()
     landing: LandingSettings = LandingSettings()
     backfill: BackfillSettings = BackfillSettings()
+    work: WorkSettings = WorkSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    maintenance: MaintenanceSettings = MaintenanceSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    secrets: SecretsSettings = SecretsSettings()
+    egress: EgressSettings = EgressSettings()
 
     @property
     def control_url(self) -> str:

@@ -66,7 +66,10 @@ class Installation(Base):
 
 
 class Lake(Base):
-    """Where an organization's canonical tables live. Empty credentials: those of the settings."""
+    """Where an organization's canonical tables live. Empty credentials: those of the settings.
+
+    Stopped: nothing is captured for it any more (the host deleted the organization); the lake is kept.
+    """
 
     __tablename__ = "lakes"
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -77,6 +80,8 @@ class Lake(Base):
     warehouse: Mapped[str]
     encrypted_credentials: Mapped[str | None]
     token_key_version: Mapped[str | None] = mapped_column(String(32))
+    stopped_at: Mapped[datetime | None]
+    stopped_reason: Mapped[str | None] = mapped_column(String(500))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
@@ -96,6 +101,8 @@ class WarehouseDestination(Base):
     schema_version: Mapped[str] = mapped_column(String(16), server_default=text("'v1'"))
     status: Mapped[str] = mapped_column(String(16), server_default=text("'active'"))
     cadence_seconds: Mapped[int] = mapped_column(Integer, server_default=text("900"))
+    target: Mapped[str | None]
+    """What it writes to, normalized: two destinations never share one."""
     lake_id: Mapped[UUID | None] = mapped_column(ForeignKey("lakes.id"))
     last_delivery_at: Mapped[datetime | None]
     last_error: Mapped[str | None] = mapped_column(String(500))
@@ -103,6 +110,7 @@ class WarehouseDestination(Base):
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
     __table_args__ = (
         UniqueConstraint("organization_id", "name", postgresql_nulls_not_distinct=True),
+        Index("uq_warehouse_destinations_target", "kind", "target", unique=True),
         CheckConstraint(_one_of("kind", DestinationKind), name="kind"),
         CheckConstraint(_one_of("status", DestinationStatus), name="status"),
         CheckConstraint("cadence_seconds > 0", name="cadence"),
@@ -146,6 +154,8 @@ class WarehouseDelivery(Base):
     lease_owner: Mapped[str | None] = mapped_column(String(180))
     lease_generation: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     lease_expires_at: Mapped[datetime | None]
+    takeovers: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    """How often a lease ran out and another worker took the row."""
     last_error: Mapped[str | None] = mapped_column(String(500))
     delivered_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -178,6 +188,13 @@ class Cursor(Base):
     watermark: Mapped[datetime | None]
     landed_at: Mapped[datetime | None]
     snapshot_id: Mapped[int | None] = mapped_column(BigInteger)
+    polled_at: Mapped[datetime | None]
+    """By the database's clock: when a window last covered this organization. The cadence counts from here."""
+    attempts: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    next_attempt_at: Mapped[datetime | None]
+    """In the future: it failed, has left its group and is tried alone then."""
+    stopped: Mapped[bool] = mapped_column(server_default=text("false"))
+    """A person must look: no window reads this table of this organization until `deliveries retry`."""
     last_error: Mapped[str | None] = mapped_column(String(500))
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
@@ -204,7 +221,11 @@ class Landing(Base):
     organization_id: Mapped[str] = mapped_column(primary_key=True)
     table_name: Mapped[str] = mapped_column(String(63))
     status: Mapped[str] = mapped_column(String(16))
-    files: Mapped[list[str]]
+    files: Mapped[list[dict[str, Any]]]
+    fence_before: Mapped[str | None]
+    cursor_before: Mapped[dict[str, Any] | None]
+    cursor_after: Mapped[dict[str, Any] | None]
+    """What `files` were read from and lead to: whoever holds the lease can commit them."""
     row_count: Mapped[int] = mapped_column(BigInteger)
     delete_count: Mapped[int] = mapped_column(BigInteger)
     byte_count: Mapped[int] = mapped_column(BigInteger)
@@ -220,6 +241,75 @@ class Landing(Base):
         CheckConstraint("status IN ('staged', 'landed', 'abandoned')", name="status"),
         Index("ix_landings_open", "table_name", postgresql_where=text("status = 'staged'")),
     )
+
+
+class Task(Base):
+    """A standing piece of work (`capture:events`, `backfill:events`, `maintain:events`): due at a time, leased."""
+
+    __tablename__ = "tasks"
+    id: Mapped[str] = mapped_column(String(180), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    table_name: Mapped[str | None] = mapped_column(String(63))
+    due_at: Mapped[datetime | None]
+    """Null: nothing to do until somebody makes it due."""
+    attempts: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    lease_owner: Mapped[str | None] = mapped_column(String(180))
+    lease_generation: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    lease_expires_at: Mapped[datetime | None]
+    takeovers: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    last_error: Mapped[str | None] = mapped_column(String(500))
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    __table_args__ = (Index("ix_tasks_due", "due_at"),)
+
+
+class Worker(Base):
+    """A program that works or schedules; `seen_at` is its heartbeat, by the database's clock."""
+
+    __tablename__ = "workers"
+    id: Mapped[str] = mapped_column(String(180), primary_key=True)
+    role: Mapped[str] = mapped_column(String(16))
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class TableStatistics(Base):
+    """What maintenance last measured of one lake table: the figures behind its bounds."""
+
+    __tablename__ = "table_statistics"
+    organization_id: Mapped[str] = mapped_column(primary_key=True)
+    table_name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    measured_at: Mapped[datetime]
+    snapshots: Mapped[int] = mapped_column(Integer)
+    manifests: Mapped[int] = mapped_column(Integer)
+    metadata_files: Mapped[int] = mapped_column(Integer)
+    metadata_bytes: Mapped[int] = mapped_column(BigInteger)
+    data_files: Mapped[int] = mapped_column(BigInteger)
+    data_bytes: Mapped[int] = mapped_column(BigInteger)
+    row_count: Mapped[int] = mapped_column(BigInteger)
+    """Rows of the history: versions and deletes."""
+    recent_versions: Mapped[int] = mapped_column(BigInteger)
+    """Versions that landed in the measured days."""
+    recent_keys: Mapped[int] = mapped_column(BigInteger)
+    """Different keys among them."""
+    recent_days: Mapped[float]
+    detail: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+
+
+class Adoption(Base):
+    """A person took a lake table over from another source, for a reason. Never deleted."""
+
+    __tablename__ = "adoptions"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    organization_id: Mapped[str]
+    table_name: Mapped[str] = mapped_column(String(63))
+    reason: Mapped[str]
+    adopted_by: Mapped[str]
+    before: Mapped[dict[str, Any]]
+    after: Mapped[dict[str, Any]]
+    reconciled_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Backfill(Base):

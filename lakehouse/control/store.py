@@ -188,7 +188,7 @@ def record_window(
                 "organization_id": item.organization,
                 "table_name": table,
                 "status": "staged",
-                "files": [f.path for f in item.share.files],
+                "files": [f.to_json() for f in item.share.files],
                 "row_count": item.share.rows,
                 "delete_count": item.share.deletes,
                 "byte_count": item.share.bytes,

@@ -54,8 +54,8 @@ def settings_values(variables: Mapping[str, str]) -> dict[str, Any]:
             nested = section.setdefault(part, {})
             assert isinstance(nested, dict)  # noqa: S101 - built here
             section = nested
-        # As environment variables: a list is written in JSON.
-        section[last] = json.loads(value) if value.startswith("[") else value
+        # As environment variables: lists and dictionaries are written in JSON.
+        section[last] = json.loads(value) if value.startswith(("[", "{")) else value
     return values
 
 
