@@ -12,6 +12,7 @@ from lakehouse.capture.xmin import XminCapture
 from lakehouse.clock import Clock, system_clock
 from lakehouse.control.database import connect
 from lakehouse.observe.events import Events
+from lakehouse.outbox.lease import LeaseKeeper, owner_name
 from lakehouse.settings import Settings
 from schemas.contract import Contract, load_contracts
 from schemas.errors import LakehouseError
@@ -47,6 +48,16 @@ class App:
         return connect(self.settings)
 
     @functools.cached_property
+    def leases(self) -> LeaseKeeper:
+        """Renews what this process has claimed; its owner's name is this application's."""
+        return LeaseKeeper(
+            self.engine,
+            owner_name(),
+            self.settings.work.lease_seconds,
+            on_lost=lambda lease: self.events.emit("lease_lost", id=str(lease.id), generation=lease.generation),
+        )
+
+    @functools.cached_property
     def address(self) -> LakeAddress:
         """The default lake's address, from the settings."""
         lake = self.settings.lake
@@ -79,6 +90,8 @@ class App:
 
     def close(self) -> None:
         """Close the databases' connections. The application can be used again and opens them again."""
+        if (leases := self.__dict__.pop("leases", None)) is not None:
+            leases.close()
         for name in ("engine", "_catalog"):
             opened = self.__dict__.pop(name, None)
             engine = getattr(opened, "engine", opened)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -48,6 +49,10 @@ class LocalProcesses:
 
 
 def _die_with(parent: int) -> None:
+    # A terminal and a service manager signal the whole group: the parent decides when the work ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
     def watch() -> None:
         while os.getppid() == parent:
             threading.Event().wait(0.5)

@@ -21,6 +21,7 @@ from pathlib import Path
 from schemas.errors import LakehouseError
 
 NAMES: dict[str, str] = {
+    "work.claimed": "a table's task is claimed, nothing is read",
     "capture.before_read": "a window's snapshot is taken, nothing is read",
     "capture.chunk_staged": "one chunk of a window lies in the lake's folder, nothing refers to it",
     "landing.recorded": "all files of a window are staged and recorded, no table was touched",

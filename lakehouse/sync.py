@@ -1,4 +1,8 @@
-"""One round of one table: settle, capture a window, stage, land, acknowledge.
+"""One round of one table: land what waits, capture a window, stage, record, land, acknowledge.
+
+Capture runs under the table's task lease, one window at a time. Once a window is recorded the table is given back:
+each share then has a delivery of its own, whose lease is this worker's, and the next window may begin while they
+land. An organization with an unsettled delivery is read by no window, so its chain stays serial.
 
 Faults are kept apart: what breaks one organization (its lake, a forbidden value in its rows) leaves it at its
 old position, where it is read alone next time; what breaks the table (the source, its contract) leaves every
@@ -9,8 +13,9 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,23 +23,31 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from catalog.tables import ensure_table
+from federation.kinds import DestinationKind
 from lakehouse.app import App
 from lakehouse.capture.position import Position
 from lakehouse.capture.protocol import Group, OpenWindow, Plan, WindowKind
-from lakehouse.control import store
+from lakehouse.control import landings, store
 from lakehouse.control.database import ControlError
-from lakehouse.control.store import StagedShare
+from lakehouse.control.landings import IdleMove, StagedShare, staged_share
 from lakehouse.failpoints import failpoint
-from lakehouse.landing.commit import PART_SUMMARY, FencedError, land
+from lakehouse.landing.commit import FencedError, land
 from lakehouse.landing.cursor import Inventory, LakeCursor, read_cursor
 from lakehouse.landing.held import KeyReconciliation, held_content, held_versions, key_reconciliation
-from lakehouse.landing.staging import Share, Stager, Target
+from lakehouse.landing.staging import Stager, Target
+from lakehouse.outbox import deliveries, tasks
+from lakehouse.outbox.deliveries import ClaimedDelivery
+from lakehouse.outbox.lease import Lease, LeaseLostError
+from lakehouse.outbox.retry import decide
+from lakehouse.outbox.tasks import ClaimedTask
 from schemas.contract import Contract
 from schemas.errors import LakehouseError, Retry
 from schemas.lake_columns import DELETE
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table
+
+CAPTURE = "capture"
 
 
 @dataclass
@@ -46,12 +59,16 @@ class TableResult:
     captured_at: datetime | None = None
     reconciled: bool = False
     busy: bool = False
+    """Another worker is reading the table."""
     upserts: dict[str, int] = field(default_factory=dict)
     deletes: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
     files: int = 0
     snapshots: dict[str, int] = field(default_factory=dict)
     settled: list[str] = field(default_factory=list)
+    """Organizations whose earlier share, left behind by somebody, was landed or found in the lake."""
+    landing: list[str] = field(default_factory=list)
+    """Organizations that no window reads now: a share of theirs is under way or waits for its retry."""
     waiting: list[str] = field(default_factory=list)
     """Organizations that were never backfilled."""
     errors: dict[str, LakehouseError] = field(default_factory=dict)
@@ -87,7 +104,7 @@ class LakeTables:
 
 
 def sync_table(app: App, contract: Contract, *, reconcile: bool | None = None) -> TableResult:
-    """Capture and land one window of one table, for every organization that was backfilled.
+    """By hand: land what waits, then one window for every organization that was backfilled, due or not.
 
     `reconcile`: True compares keys now, False never, None by the configured period. Errors that are understood
     are in the result; anything else is raised.
@@ -96,88 +113,114 @@ def sync_table(app: App, contract: Contract, *, reconcile: bool | None = None) -
 
     result = TableResult(contract.table)
     try:
-        with store.table_lock(app.engine, contract.table) as free:
-            if not free:
-                result.busy = True
-                return result
-            _sync(app, contract, result, reconcile)
+        land_waiting(app, contract, result)
+        owner, seconds = app.leases.owner, app.settings.work.lease_seconds
+        task = tasks.claim_named(app.engine, owner, seconds, CAPTURE, contract.table)
+        if task is None:
+            result.busy = True
+        else:
+            capture_table(app, contract, task, result, reconcile=reconcile)
     except DBAPIError as error:
-        result.errors[""] = ControlError(
-            f"{contract.table}: the control database broke off: {str(error.orig).strip().splitlines()[-1]}",
-            "Nothing was lost: the next round asks the lake what landed.",
-            retry=Retry.TIMED,
-        )
-    except LakehouseError as error:
-        result.errors[""] = error
+        result.errors[""] = control_broke_off(contract.table, error)
     return result
 
 
-def _sync(app: App, contract: Contract, result: TableResult, reconcile: bool | None) -> None:
-    noted: Exception | None = None
+def control_broke_off(what: str, error: Exception) -> ControlError:
+    """Our error for a control database that broke off in the middle of work."""
+    text = str(getattr(error, "orig", error)).strip().splitlines()
+    return ControlError(
+        f"{what}: the control database broke off: {text[-1] if text else type(error).__name__}",
+        "Nothing was lost: the next round asks the lake what landed.",
+        retry=Retry.TIMED,
+    )
+
+
+def capture_table(
+    app: App,
+    contract: Contract,
+    task: ClaimedTask,
+    result: TableResult,
+    *,
+    reconcile: bool | None = None,
+    due: bool = False,
+) -> None:
+    """One window under a claimed task, which is given back as soon as the window is recorded; then land its shares.
+
+    `due`: only for organizations whose cadence has passed.
+    """
+    tables = LakeTables(app, contract)
+    staged: list[StagedShare] = []
     try:
-        tables = LakeTables(app, contract)
-        settle(app, contract, tables, result)
-        cursors = store.cursors(app.engine, contract.table)
-        enrolled = set(app.enrolled())
-        result.waiting = sorted(enrolled - set(cursors))
-        active = {o: c for o, c in cursors.items() if o in enrolled}
-        if active:
-            _window(app, contract, tables, active, result, reconcile)
+        with app.leases.holding(task.lease):
+            failpoint("work.claimed")
+            result.waiting = store.without_cursor(app.engine, contract.table)
+            found = store.members(app.engine, contract.table, due=due)
+            result.landing = [m.organization for m in found if m.open]
+            members = {m.organization: m for m in found if not m.open}
+            if members:
+                staged = _window(app, contract, tables, members, task.lease, result, reconcile)
+    except LeaseLostError as error:
+        # Whoever has the table now reads it again; what was staged belongs to nobody.
+        app.events.emit("lease_lost", task=str(task.lease.id), generation=task.lease.generation)
+        result.errors[""] = error
+        return
     except Exception as error:
-        noted = error
-        raise
-    finally:
-        # `status` shows it, whether or not this program knows the error.
-        if noted is not None:
-            detail = noted.detail if isinstance(noted, LakehouseError) else f"{type(noted).__name__}: {noted}"
-            store.note_errors(app.engine, contract.table, dict.fromkeys(cursors_of(app, contract), detail))
+        decision = decide(error, task.attempts + 1, app.settings.work)
+        tasks.fail(app.engine, task.lease, decision, app.settings.work.retry_max_seconds)
+        if not isinstance(error, LakehouseError):
+            raise
+        result.errors[""] = error
+        return
+    tasks.finish(app.engine, task.lease)
+    land_all(app, contract, tables, staged, result)
+
+
+def land_waiting(app: App, contract: Contract, result: TableResult) -> None:
+    """By hand: land the shares of this table that wait for a retry, due or not, and those of dead workers.
+
+    A dead worker cannot say that it is: its leases are waited for. What is renewed meanwhile is left to who lives.
+    """
+    tables = LakeTables(app, contract)
+    _land_claimable(app, contract, tables, result, early=True)
+    held = deliveries.held_for(app.engine, contract.table)
+    if not held:
+        return
+    pause = threading.Event()
+    until = time.monotonic() + held + 0.05
+    while time.monotonic() < until and deliveries.held_for(app.engine, contract.table):
+        pause.wait(0.1)
+    _land_claimable(app, contract, tables, result, early=False)
+
+
+def _land_claimable(app: App, contract: Contract, tables: LakeTables, result: TableResult, *, early: bool) -> None:
+    while claimed := deliveries.claim(
+        app.engine,
+        app.leases.owner,
+        app.settings.work.lease_seconds,
+        kinds=[DestinationKind.ICEBERG_S3],
+        limit=100,
+        table=contract.table,
+        early=early,
+    ):
+        land_claimed(app, contract, tables, claimed, result)
+        if early:
+            # What failed again waits again, and is not asked for a second time in this round.
+            return
+
+
+def land_claimed(
+    app: App, contract: Contract, tables: LakeTables, claimed: Sequence[ClaimedDelivery], result: TableResult
+) -> None:
+    """Land shares that other workers, or earlier attempts, left behind."""
+    staged = []
+    for one in claimed:
+        assert one.window is not None  # noqa: S101 - a landing's delivery names its window
+        item = staged_share(app.engine, one.lease, one.window, one.organization)
+        if item is None:
+            landings.abandon(app.engine, one.lease, one.window, one.organization, contract.table, None)
         else:
-            store.note_errors(app.engine, contract.table, {o: e.detail for o, e in result.errors.items()})
-
-
-def cursors_of(app: App, contract: Contract) -> list[str]:
-    """Organizations that have a cursor for the table."""
-    return list(store.cursors(app.engine, contract.table))
-
-
-def settle(app: App, contract: Contract, tables: LakeTables, result: TableResult) -> None:
-    """Ask the lake what became of shares whose process died between staging and acknowledgement."""
-    for landing in store.open_landings(app.engine, contract.table):
-        organization = landing.organization_id
-        try:
-            table = tables(organization)
-            cursor = read_cursor(table)
-        except LakehouseError as error:
-            # Not known yet: the share stays open, and its organization waits for the next round.
-            result.errors[organization] = error
-            continue
-        if cursor is not None and cursor.fence is not None and cursor.fence.startswith(f"{landing.window_id}/"):
-            snapshot = table.current_snapshot()
-            assert snapshot is not None  # noqa: S101 - a cursor is written only with a snapshot
-            properties = snapshot.summary.additional_properties if snapshot.summary else {}
-            part, _, parts = properties.get(PART_SUMMARY, "").partition("/")
-            if part == parts:
-                store.acknowledge(
-                    app.engine,
-                    landing.window_id,
-                    organization,
-                    contract.table,
-                    cursor,
-                    snapshot_id=snapshot.snapshot_id,
-                    now=app.clock(),
-                )
-                result.settled.append(organization)
-                continue
-            # Some parts of it: go on from what the lake says, and subtract them.
-            store.save_cursor(
-                app.engine,
-                organization,
-                contract.table,
-                cursor,
-                snapshot_id=snapshot.snapshot_id,
-                landed_at=app.clock(),
-            )
-        store.abandon(app.engine, landing.window_id, organization)
+            staged.append(item)
+    land_all(app, contract, tables, staged, result)
 
 
 def group_by_position(cursors: Mapping[str, LakeCursor], without: Iterable[str] = ()) -> list[Group]:
@@ -201,16 +244,21 @@ def _window(
     app: App,
     contract: Contract,
     tables: LakeTables,
-    cursors: Mapping[str, LakeCursor],
+    members: Mapping[str, store.Member],
+    lease: Lease,
     result: TableResult,
     reconcile: bool | None,
-) -> None:
-    groups = group_by_position(cursors, without=result.errors)
-    if not groups:
-        return
+) -> list[StagedShare]:
+    """Capture, stage and record one window; returns what is to be landed."""
+    cursors = {o: m.cursor for o, m in members.items()}
+    groups = group_by_position(cursors)
     window_id = uuid.uuid4()
     method = app.method()
-    with method.open_window(contract, groups, reconcile=reconcile) as window:
+    failures: dict[str, LakehouseError] = {}
+    with (
+        app.events.unit("window", table=contract.table, window=str(window_id), organizations=len(cursors)) as event,
+        method.open_window(contract, groups, reconcile=reconcile) as window,
+    ):
         captured_at = max([window.captured_at, *(c.captured_at for c in cursors.values())])
         result.window, result.captured_at = str(window_id), captured_at
         result.reconciled = any(plan.reconcile for plan in window.plans)
@@ -227,7 +275,7 @@ def _window(
         inventories: dict[str, Inventory] = {}
         with stager, ExitStack() as stack:
             comparing = [
-                (plan, _read(app, contract, window, plan, tables, cursors, stager, result, stack))
+                (plan, _read(app, contract, window, plan, tables, cursors, stager, failures, stack))
                 for plan in window.plans
             ]
             shares = stager.finish()
@@ -240,12 +288,24 @@ def _window(
                             tables(organization), organization, counter.last(organization)
                         )
         positions = {o: window.next_position(plan) for plan in window.plans for o in plan.group.organizations}
-    result.errors |= {o: v.error(contract) for o, v in window.violations.items()}
-    result.errors |= stager.failures
+        failures |= {o: v.error(contract) for o, v in window.violations.items()}
+        failures |= stager.failures
+        event |= {
+            "read": window.plans[0].kind.value,
+            "groups": len(groups),
+            "reconciled": result.reconciled,
+            "rows": sum(s.rows for s in shares.values()),
+            "deletes": sum(s.deletes for s in shares.values()),
+            "bytes": sum(s.bytes for s in shares.values()),
+            "failed_organizations": len(failures),
+        }
+    result.errors |= failures
     staged = [
         StagedShare(
-            organization,
-            share,
+            window=window_id,
+            organization=organization,
+            destination=members[organization].destination,
+            share=share,
             before=cursors[organization],
             after=LakeCursor(
                 position=positions[organization],
@@ -255,12 +315,19 @@ def _window(
                 watermark=share.watermark_end or cursors[organization].watermark,
                 inventory=inventories.get(organization, cursors[organization].inventory),
             ),
+            lease=Lease(uuid.uuid4(), lease.owner, 1, lease.seconds),
         )
         for organization, share in shares.items()
-        if organization not in result.errors
+        if organization not in failures
     ]
-    store.record_window(
+    idle: dict[object, list[str]] = {}
+    for organization, position in positions.items():
+        if organization not in shares and organization not in failures:
+            idle.setdefault(position, []).append(organization)
+    lease.check()
+    recorded = landings.record_window(
         app.engine,
+        lease,
         window_id,
         contract.table,
         method=method.name,
@@ -268,15 +335,35 @@ def _window(
         snapshot=str(window.snapshot),
         captured_at=captured_at,
         shares=staged,
+        idle=[IdleMove(found, positions[found[0]]) for found in idle.values()],
+        failed={o: decide(e, members[o].attempts + 1, app.settings.work, endless=True) for o, e in failures.items()},
     )
     failpoint("landing.recorded")
-    land_all(app, contract, tables, window_id, staged, result)
-    idle: dict[object, list[str]] = {}
-    for organization, position in positions.items():
-        if organization not in shares and organization not in result.errors:
-            idle.setdefault(position, []).append(organization)
-    for members in idle.values():
-        store.advance_empty(app.engine, contract.table, members, positions[members[0]], captured_at)
+    for item in staged:
+        if item not in recorded:
+            result.errors[item.organization] = _believe_lake(app, contract, tables, item)
+    return recorded
+
+
+def _believe_lake(app: App, contract: Contract, tables: LakeTables, item: StagedShare) -> LakehouseError:
+    """The control tables remember less than they delivered: go on from what the lake says."""
+    table = tables(item.organization)
+    table.refresh()
+    cursor, snapshot = read_cursor(table), table.current_snapshot()
+    if cursor is not None and snapshot is not None and cursor.complete:
+        store.save_cursor(
+            app.engine,
+            item.organization,
+            contract.table,
+            cursor,
+            snapshot_id=snapshot.snapshot_id,
+            landed_at=app.clock(),
+        )
+    return FencedError(
+        f"{contract.table}: the control tables stand before a range that was delivered already: "
+        "another program landed between, or they were restored; nothing was written",
+        "The next window starts from where the lake stands.",
+    )
 
 
 def _read(
@@ -287,7 +374,7 @@ def _read(
     tables: LakeTables,
     cursors: Mapping[str, LakeCursor],
     stager: Stager,
-    result: TableResult,
+    failures: dict[str, LakehouseError],
     stack: ExitStack,
 ) -> KeyReconciliation | None:
     """Stage one group's share: deletes first, then new rows."""
@@ -299,14 +386,14 @@ def _read(
             try:
                 held_by[organization] = tables(organization)
             except LakehouseError as error:
-                result.errors[organization] = error
+                failures[organization] = error
     if plan.reconcile:
         keys = stack.enter_context(key_reconciliation(contract, storage, window.keys(plan)))
         for organization, table in held_by.items():
             try:
                 stager.add(keys.deleted(table, cursors[organization]), op=DELETE)
             except LakehouseError as error:
-                result.errors[organization] = error
+                failures[organization] = error
     rows = window.rows(plan)
     if plan.kind is WindowKind.RECAPTURE:
         asked = held_content(contract, storage, held_by)
@@ -317,78 +404,100 @@ def _read(
         stager.add(rows)
         return keys
     with asked as held:
-        result.errors |= held.failures
+        failures |= held.failures
         stager.add(held.subtract(rows))
     return keys
 
 
 def land_all(
-    app: App,
-    contract: Contract,
-    tables: LakeTables,
-    window: uuid.UUID,
-    staged: list[StagedShare],
-    result: TableResult,
+    app: App, contract: Contract, tables: LakeTables, staged: Sequence[StagedShare], result: TableResult
 ) -> None:
-    """Commit and acknowledge every share; one organization's fault is its own."""
-    one = functools.partial(_land_one, app, contract, tables, window)
-    with ThreadPoolExecutor(app.settings.landing.threads, thread_name_prefix="land") as pool:
-        futures = [(item, pool.submit(one, item)) for item in staged]
-    for item, future in futures:
+    """Commit and acknowledge every share; one organization's fault is its own. The small ones are not kept waiting."""
+    if not staged:
+        return
+    leases = [item.lease for item in staged]
+    one = functools.partial(_land_one, app, contract, tables)
+    unknown: list[Exception] = []
+    with (
+        app.leases.holding(*leases),
+        ThreadPoolExecutor(app.settings.landing.threads, thread_name_prefix="land") as pool,
+    ):
+        ordered = sorted(staged, key=lambda item: len(item.share.files))
+        futures = [(item, pool.submit(one, item)) for item in ordered]
+        for item, future in futures:
+            try:
+                snapshot = future.result()
+            except LakehouseError as error:
+                result.errors[item.organization] = error
+            except Exception as error:  # noqa: BLE001 - noted with the delivery; raised when the others are done
+                error.add_note(f"while landing {contract.table} of organization {item.organization}")
+                unknown.append(error)
+            else:
+                _count(result, item, snapshot)
+    if unknown:
+        raise ExceptionGroup("errors that this program does not know", unknown)
+
+
+def _land_one(app: App, contract: Contract, tables: LakeTables, item: StagedShare) -> int:
+    with app.events.unit(
+        "landing",
+        table=contract.table,
+        organization=item.organization,
+        window=str(item.window),
+        attempt=item.attempts,
+        rows=item.share.rows,
+        deletes=item.share.deletes,
+        bytes=item.share.bytes,
+        files=len(item.share.files),
+    ) as event:
         try:
-            snapshot = future.result()
-        except FencedError as error:
+            landed = land(
+                tables(item.organization),
+                str(item.window),
+                item.share.files,
+                item.before,
+                item.after,
+                most_partitions=app.settings.landing.max_partitions,
+                guard=item.lease.check,
+            )
+            landings.acknowledge(
+                app.engine, item, contract.table, landed.cursor, snapshot_id=landed.snapshot_id, now=app.clock()
+            )
+        except LeaseLostError:
+            app.events.emit("lease_lost", delivery=str(item.lease.id), generation=item.lease.generation)
+            raise
+        except FencedError:
             # Somebody else moved the table: believe the lake, and read from there next time.
-            adopt(app, contract, tables, item.organization)
-            store.abandon(app.engine, window, item.organization)
-            result.errors[item.organization] = error
-        except LakehouseError as error:
-            # Whether it was committed may not be known: the share stays open, and `settle` asks next time.
-            result.errors[item.organization] = error
-        else:
-            _count(result, item.organization, item.share, snapshot)
-
-
-def _land_one(app: App, contract: Contract, tables: LakeTables, window: uuid.UUID, item: StagedShare) -> int:
-    landed = land(
-        tables(item.organization),
-        str(window),
-        item.share.files,
-        item.before,
-        item.after,
-        most_partitions=app.settings.landing.max_partitions,
-    )
-    store.acknowledge(
-        app.engine,
-        window,
-        item.organization,
-        contract.table,
-        landed.cursor,
-        snapshot_id=landed.snapshot_id,
-        now=app.clock(),
-    )
+            adopt(app, contract, tables, item)
+            raise
+        except Exception as error:
+            # Whether it was committed may not be known: whoever lands it next asks the table first.
+            decision = decide(error, item.attempts, app.settings.work, endless=True)
+            deliveries.fail(app.engine, item.lease, decision)
+            event["retry_in_seconds"] = decision.wait_seconds
+            raise
+        event["snapshot"] = landed.snapshot_id
     failpoint("landing.acknowledged")
     return landed.snapshot_id
 
 
-def adopt(app: App, contract: Contract, tables: LakeTables, organization: str) -> LakeCursor | None:
-    """Take over the cursor that the lake table holds; None where it holds none."""
-    table = tables(organization)
+def adopt(app: App, contract: Contract, tables: LakeTables, item: StagedShare) -> None:
+    """Give a share up and stand where the lake table's own cursor says; where it has none, nowhere."""
+    table = tables(item.organization)
     table.refresh()
     cursor = read_cursor(table)
-    snapshot = table.current_snapshot()
-    if cursor is None or snapshot is None or not cursor.complete:
-        store.forget_cursor(app.engine, organization, contract.table)
-        return None
-    store.save_cursor(
-        app.engine, organization, contract.table, cursor, snapshot_id=snapshot.snapshot_id, landed_at=app.clock()
-    )
-    return cursor
+    stands = cursor if cursor is not None and cursor.complete else None
+    landings.abandon(app.engine, item.lease, item.window, item.organization, contract.table, stands)
+    if stands is None:
+        store.forget_cursor(app.engine, item.organization, contract.table)
 
 
-def _count(result: TableResult, organization: str, share: Share, snapshot: int) -> None:
-    result.upserts[organization] = share.rows
-    result.deletes[organization] = share.deletes
+def _count(result: TableResult, item: StagedShare, snapshot: int) -> None:
+    organization, share = item.organization, item.share
+    if item.foreign:
+        result.settled.append(organization)
+    result.upserts[organization] = result.upserts.get(organization, 0) + share.rows
+    result.deletes[organization] = result.deletes.get(organization, 0) + share.deletes
     result.bytes += share.bytes
     result.files += len(share.files)
     result.snapshots[organization] = snapshot

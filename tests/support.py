@@ -23,6 +23,7 @@ from lakehouse.control import store
 from lakehouse.control.database import migrate
 from lakehouse.demo.environment import create_hot_tables, settings_values
 from lakehouse.duck import connect, lake_relation
+from lakehouse.enrol import enrol
 from lakehouse.settings import ExplicitSettings
 from lakehouse.sync import TableResult, sync_table
 from lakehouse.verify.compare import Comparison, verify_table
@@ -82,15 +83,7 @@ class Lakehouse:
         """Control tables, and a lake for each organization (default: those of the organizations table)."""
         self.app.engine = migrate(self.app.settings)
         for organization in organizations or self.app.source.organizations():
-            self.app.lake(organization).ensure()
-            store.enrol(
-                self.app.engine,
-                organization,
-                encode_organization(organization),
-                self.app.address.kind,
-                self.app.settings.lake.warehouse,
-                list(self.app.contracts),
-            )
+            enrol(self.app, organization)
 
     def backfill(self, table: str, **options: Any) -> BackfillResult:
         """Backfill one table in this process; crash tests run the program and its workers."""
@@ -176,6 +169,7 @@ def local_variables(hot_url: str, folder: Path) -> dict[str, str]:
         "LAKEHOUSE_LAKE__WAREHOUSE": f"file://{folder}/warehouse",
         "LAKEHOUSE_LAKE__CATALOG__URI": f"sqlite:///{folder}/catalog.db",
         "LAKEHOUSE_BACKFILL__WORKERS": "1",
+        "LAKEHOUSE_WORK__LEASE_SECONDS": "4",
         "LAKEHOUSE_LANDING__THREADS": "2",
     }
 
@@ -191,6 +185,7 @@ def s3_variables(hot_url: str, s3: Any, bucket: str) -> dict[str, str]:
         "LAKEHOUSE_LAKE__S3__ACCESS_KEY_ID": s3.access_key,
         "LAKEHOUSE_LAKE__S3__SECRET_ACCESS_KEY": s3.secret_key,
         "LAKEHOUSE_BACKFILL__WORKERS": "1",
+        "LAKEHOUSE_WORK__LEASE_SECONDS": "4",
         "LAKEHOUSE_LANDING__THREADS": "2",
     }
 

@@ -14,6 +14,7 @@ from lakehouse.backfill.ranges import Range
 from lakehouse.capture.position import Position, Snapshot, SourceIdentity
 from lakehouse.control.models import Backfill, BackfillRange, BackfillSequence
 from lakehouse.landing.parquet import StagedFile
+from lakehouse.outbox.lease import Lease, guard_task
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -169,11 +170,22 @@ def begin(
 
 
 def range_done(
-    engine: Engine, backfill: uuid.UUID, result: RangeResult, snapshot: str, captured_at: datetime, now: datetime
+    engine: Engine,
+    lease: Lease,
+    backfill: uuid.UUID,
+    result: RangeResult,
+    snapshot: str,
+    captured_at: datetime,
+    now: datetime,
 ) -> None:
-    """Remember what a range wrote: it will not be read again. Who broke in it leaves the backfill."""
+    """Remember what a range wrote: it will not be read again. Who broke in it leaves the backfill.
+
+    Raises:
+        LeaseLostError: the backfill is another worker's now; nothing was written.
+    """
     broken = set(result.violations) | set(result.failures)
     with engine.begin() as connection:
+        guard_task(connection, lease)
         _leave_out(connection, backfill, broken)
         connection.execute(
             update(BackfillRange)

@@ -20,19 +20,24 @@ from lakehouse.backfill.worker import RangeResult, RangeTask, read_range
 from lakehouse.capture.position import Snapshot
 from lakehouse.capture.source import HotTable, check_table, describe, identify
 from lakehouse.capture.xmin import prune_bound
-from lakehouse.control import store
+from lakehouse.control import landings, store
 from lakehouse.executor import Executor
 from lakehouse.failpoints import failpoint
 from lakehouse.landing.commit import land
 from lakehouse.landing.cursor import LakeCursor, read_cursor
 from lakehouse.landing.parquet import StagedFile
-from lakehouse.sync import LakeTables, adopt
+from lakehouse.outbox import tasks
+from lakehouse.outbox.lease import Lease, LeaseLostError
+from lakehouse.outbox.retry import decide
+from lakehouse.outbox.tasks import ClaimedTask
+from lakehouse.sync import LakeTables, control_broke_off
 from schemas.contract import Contract
 from schemas.errors import LakehouseError, Retry
 
 if TYPE_CHECKING:
     import psycopg
 
+BACKFILL = "backfill"
 Progress = Callable[[int, int], None]
 """Called with rows read by this run so far and rows expected in all."""
 
@@ -80,82 +85,244 @@ def backfill_table(
 
     Resumes a backfill that was interrupted. Errors that are understood are in the result.
     """
+    from sqlalchemy.exc import DBAPIError
+
     result = BackfillResult(contract.table)
-    with store.table_lock(app.engine, contract.table) as free:
-        if not free:
+    try:
+        owner, seconds = app.leases.owner, app.settings.work.lease_seconds
+        task = tasks.claim_named(app.engine, owner, seconds, BACKFILL, contract.table)
+        if task is None:
             result.busy = True
             return result
-        try:
-            # A backfill that was interrupted is finished first; it may be of other organizations.
-            while _backfill(app, contract, executor, organizations, progress, result):
-                continue
-        except LakehouseError as error:
-            result.errors[""] = error
+        run_backfill(app, contract, executor, task, result, organizations=organizations, progress=progress)
+    except DBAPIError as error:
+        result.errors[""] = control_broke_off(contract.table, error)
     return result
 
 
-def _backfill(
+def run_backfill(
     app: App,
     contract: Contract,
     executor: Executor,
-    organizations: tuple[str, ...] | None,
-    progress: Progress,
-    result: BackfillResult,
-) -> bool:
-    """One backfill: the interrupted one, or a new one. True if there may be another to do."""
-    tables = LakeTables(app, contract)
-    known = store.cursors(app.engine, contract.table)
-
-    wanted = organizations or tuple(app.enrolled())
-    with app.source.catalog() as catalog:
-        hot = describe(catalog, contract)
-        check_table(contract, hot)
-        state = record.running(app.engine, contract.table)
-        if state is not None and state.first.fingerprint != hot.fingerprint(contract)[0]:
-            # What the table looks like changed: what was read so far is of another shape.
-            record.abandon(app.engine, state.id)
-            state = None
-        if state is None:
-            ready = _ready(app, contract, tables, [o for o in wanted if o not in known], result)
-            if not ready:
-                return False
-            resumed = False
-            state = _begin(app, contract, catalog, hot, ready)
-        else:
-            resumed = True
-            ready = _ready(app, contract, tables, list(state.organizations), result, resuming=True)
-            # Ranges read from now on will lack the others: they must not be landed by this backfill.
-            record.leave_out(app.engine, state.id, set(state.organizations) - set(ready))
-    result.resumed_ranges = sum(r.done for r in state.ranges)
-    footers = _read_ranges(app, contract, hot, tables, executor, state, progress, result)
-    failpoint("backfill.before_commit")
-    if _land(app, contract, tables, state.id, footers, result):
-        record.finish(app.engine, state.id, app.clock())
-        return resumed
-    return False
-
-
-def _ready(
-    app: App,
-    contract: Contract,
-    tables: LakeTables,
-    organizations: list[str],
+    task: ClaimedTask,
     result: BackfillResult,
     *,
-    resuming: bool = False,
-) -> list[str]:
-    """Open or make each lake table; leave out those that fail and those that have a cursor already."""
-    ready = []
-    for organization in organizations:
-        try:
-            cursor = read_cursor(tables(organization))
-            if cursor is None or not cursor.complete or resuming:
-                ready.append(organization)
-            elif adopt(app, contract, tables, organization) is not None:
-                result.adopted.append(organization)
-        except LakehouseError as error:
-            result.errors[organization] = error
-    return ready
+    organizations: tuple[str, ...] | None = None,
+    progress: Progress = lambda *_: None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> None:
+    """Backfill under a claimed task, and give it back. `stopping`: asked between ranges; what is left waits."""
+    try:
+        with (
+            app.leases.holding(task.lease),
+            app.events.unit("backfill", table=contract.table) as event,
+        ):
+            run = _Run(app, contract, executor, task.lease, progress, stopping, result)
+            # A backfill that was interrupted is finished first; it may be of other organizations.
+            while run.once(organizations):
+                continue
+            event |= {
+                "rows": sum(result.rows.values()),
+                "organizations": len(result.rows),
+                "errors": len(result.errors),
+            }
+    except LeaseLostError as error:
+        result.errors[""] = error
+        return
+    except Exception as error:
+        _give_back(app, task, error)
+        if not isinstance(error, LakehouseError):
+            raise
+        result.errors[""] = error
+        return
+    _give_back(app, task, next(iter(result.errors.values()), None), unfinished=stopping())
+
+
+def _give_back(app: App, task: ClaimedTask, error: Exception | None, *, unfinished: bool = False) -> None:
+    work = app.settings.work
+    if error is None:
+        tasks.finish(app.engine, task.lease, again_in=0 if unfinished else None)
+    else:
+        tasks.fail(app.engine, task.lease, decide(error, task.attempts + 1, work), work.retry_max_seconds)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One program's work on one table's backfills."""
+
+    app: App
+    contract: Contract
+    executor: Executor
+    lease: Lease
+    progress: Progress
+    stopping: Callable[[], bool]
+    result: BackfillResult
+
+    def once(self, organizations: tuple[str, ...] | None) -> bool:
+        """One backfill: the interrupted one, or a new one. True if there may be another to do."""
+        app, contract, result = self.app, self.contract, self.result
+        tables = LakeTables(app, contract)
+        known = store.cursors(app.engine, contract.table)
+        wanted = organizations or tuple(store.without_cursor(app.engine, contract.table))
+        with app.source.catalog() as catalog:
+            hot = describe(catalog, contract)
+            check_table(contract, hot)
+            state = record.running(app.engine, contract.table)
+            if state is not None and state.first.fingerprint != hot.fingerprint(contract)[0]:
+                # What the table looks like changed: what was read so far is of another shape.
+                record.abandon(app.engine, state.id)
+                state = None
+            resumed = state is not None
+            if state is None:
+                ready = self._ready(tables, [o for o in wanted if o not in known])
+                if not ready:
+                    return False
+                state = _begin(app, contract, catalog, hot, ready)
+            else:
+                ready = self._ready(tables, list(state.organizations), resuming=True)
+                # Ranges read from now on will lack the others: they must not be landed by this backfill.
+                record.leave_out(app.engine, state.id, set(state.organizations) - set(ready))
+        result.resumed_ranges = sum(r.done for r in state.ranges)
+        footers = self._read_ranges(hot, tables, state)
+        if footers is None:
+            return False
+        failpoint("backfill.before_commit")
+        if self._land(tables, state.id, footers):
+            record.finish(app.engine, state.id, app.clock())
+            return resumed
+        return False
+
+    def _ready(self, tables: LakeTables, organizations: list[str], *, resuming: bool = False) -> list[str]:
+        """Open or make each lake table; leave out those that fail and those that have a cursor already."""
+        ready = []
+        for organization in organizations:
+            try:
+                table = tables(organization)
+                cursor = read_cursor(table)
+                if cursor is None or not cursor.complete or resuming:
+                    ready.append(organization)
+                    continue
+            except LakehouseError as error:
+                self.result.errors[organization] = error
+                continue
+            # The lake knows where it stands, and the control tables had forgotten.
+            snapshot = table.current_snapshot()
+            assert snapshot is not None  # noqa: S101 - a cursor is written only with a snapshot
+            store.save_cursor(
+                self.app.engine,
+                organization,
+                self.contract.table,
+                cursor,
+                snapshot_id=snapshot.snapshot_id,
+                landed_at=self.app.clock(),
+            )
+            self.result.adopted.append(organization)
+        return ready
+
+    def _read_ranges(self, hot: HotTable, tables: LakeTables, state: BackfillState) -> dict[str, StagedFile] | None:
+        """Read what is left; returns the files written by this run, whose footers need not be read back.
+
+        None: this program is stopping, and ranges are left.
+        """
+        app, contract, result = self.app, self.contract, self.result
+        written: dict[str, StagedFile] = {}
+        pending = [r for r in state.ranges if not r.done]
+        done_rows = sum(r.rows for r in state.ranges if r.done)
+        organizations = tuple(o for o in state.organizations if o not in result.errors)
+        locations = {o: tables(o).location() for o in organizations}
+        running: dict[Future[RangeResult], _Exported] = {}
+        with _snapshots(app) as snapshots:
+            while pending or running:
+                while pending and len(running) < self.executor.workers and not self.stopping():
+                    exported = snapshots.current({e.name for e in running.values()})
+                    task = _task(app, contract, hot, state, pending.pop(0), organizations, locations, exported)
+                    running[self.executor.submit(read_range, task)] = exported
+                if not running:
+                    return None
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    exported = running.pop(future)
+                    range_result = _result(future)
+                    record.range_done(
+                        app.engine,
+                        self.lease,
+                        state.id,
+                        range_result,
+                        exported.snapshot,
+                        exported.captured_at,
+                        app.clock(),
+                    )
+                    failpoint("backfill.range_done")
+                    written |= {f.path: f for f in range_result.files}
+                    result.read_ranges += 1
+                    result.read_rows += range_result.rows
+                    for organization, violation in range_result.violations.items():
+                        result.errors.setdefault(organization, violation.error(contract))
+                    for organization, message in range_result.failures.items():
+                        result.errors.setdefault(organization, BackfillError(message))
+                    self.progress(done_rows + result.read_rows, max(state.estimated_rows, done_rows + result.read_rows))
+        return written
+
+    def _land(self, tables: LakeTables, backfill: uuid.UUID, written: dict[str, StagedFile]) -> bool:
+        """One commit (or numbered parts) per organization; where that is done already, only the cursor is written.
+
+        True if nothing is left to land.
+        """
+        complete = True
+        landed = store.cursors(self.app.engine, self.contract.table)
+        state = record.load(self.app.engine, backfill)
+        files: dict[str, list[StagedFile]] = defaultdict(list)
+        for part in state.ranges:
+            for file in part.files:
+                files[file.organization].append(written.get(file.path, file))
+        for organization in state.organizations:
+            if organization in landed:
+                continue
+            try:
+                self._land_one(tables, state, organization, files[organization])
+            except LeaseLostError:
+                raise
+            except LakehouseError as error:
+                self.result.errors[organization] = error
+                complete = False
+        return complete
+
+    def _land_one(self, tables: LakeTables, state: BackfillState, organization: str, files: list[StagedFile]) -> None:
+        app, table = self.app, self.contract.table
+        cursor = LakeCursor(
+            position=state.position(),
+            fence=None,
+            sequence=state.sequences[organization] - 1,
+            captured_at=max(r.captured_at for r in state.ranges if r.captured_at),
+            watermark=None,
+            inventory=None,
+        )
+        rows = sum(f.rows for f in files)
+        snapshot_id = None
+        if files:
+            landed = land(
+                tables(organization),
+                str(state.id),
+                sorted(files, key=lambda f: f.first_sequence),
+                None,
+                cursor,
+                most_partitions=app.settings.landing.max_partitions,
+                guard=self.lease.check,
+            )
+            cursor, snapshot_id = landed.cursor, landed.snapshot_id
+            failpoint("backfill.after_commit")
+        landings.acknowledge_backfill(
+            app.engine,
+            self.lease,
+            state.id,
+            organization,
+            table,
+            cursor,
+            rows=rows,
+            snapshot_id=snapshot_id,
+            now=app.clock(),
+        )
+        self.result.rows[organization] = rows
 
 
 def _begin(
@@ -176,48 +343,6 @@ def _begin(
     )
     ranges = key_ranges(catalog, contract, hot, app.settings.backfill.range_rows)
     return record.begin(app.engine, uuid.uuid4(), contract.table, organizations, first, ranges, estimated_rows(hot))
-
-
-def _read_ranges(
-    app: App,
-    contract: Contract,
-    hot: HotTable,
-    tables: LakeTables,
-    executor: Executor,
-    state: BackfillState,
-    progress: Progress,
-    result: BackfillResult,
-) -> dict[str, StagedFile]:
-    """Read what is left; returns the files written by this run, whose footers need not be read back."""
-    written: dict[str, StagedFile] = {}
-    pending = [r for r in state.ranges if not r.done]
-    done_rows = sum(r.rows for r in state.ranges if r.done)
-    organizations = tuple(o for o in state.organizations if o not in result.errors)
-    locations = {o: tables(o).location() for o in organizations}
-    running: dict[Future[RangeResult], _Exported] = {}
-    with _snapshots(app) as snapshots:
-        while pending or running:
-            while pending and len(running) < executor.workers:
-                exported = snapshots.current({e.name for e in running.values()})
-                task = _task(app, contract, hot, state, pending.pop(0), organizations, locations, exported)
-                running[executor.submit(read_range, task)] = exported
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                exported = running.pop(future)
-                range_result = _result(future)
-                record.range_done(
-                    app.engine, state.id, range_result, exported.snapshot, exported.captured_at, app.clock()
-                )
-                failpoint("backfill.range_done")
-                written |= {f.path: f for f in range_result.files}
-                result.read_ranges += 1
-                result.read_rows += range_result.rows
-                for organization, violation in range_result.violations.items():
-                    result.errors.setdefault(organization, violation.error(contract))
-                for organization, message in range_result.failures.items():
-                    result.errors.setdefault(organization, BackfillError(message))
-                progress(done_rows + result.read_rows, max(state.estimated_rows, done_rows + result.read_rows))
-    return written
 
 
 def _result(future: Future[RangeResult]) -> RangeResult:
@@ -300,75 +425,3 @@ def _snapshots(app: App) -> Iterator[_Snapshots]:
         yield snapshots
     finally:
         snapshots.close()
-
-
-def _land(
-    app: App,
-    contract: Contract,
-    tables: LakeTables,
-    backfill: uuid.UUID,
-    written: dict[str, StagedFile],
-    result: BackfillResult,
-) -> bool:
-    """One commit (or numbered parts) per organization; where that is done already, only the cursor is written.
-
-    True if nothing is left to land.
-    """
-    complete = True
-    landed = store.cursors(app.engine, contract.table)
-    state = record.load(app.engine, backfill)
-    files: dict[str, list[StagedFile]] = defaultdict(list)
-    for part in state.ranges:
-        for file in part.files:
-            files[file.organization].append(written.get(file.path, file))
-    for organization in state.organizations:
-        if organization in landed:
-            continue
-        try:
-            _land_one(app, contract, tables, state, organization, files[organization], result)
-        except LakehouseError as error:
-            result.errors[organization] = error
-            complete = False
-    return complete
-
-
-def _land_one(
-    app: App,
-    contract: Contract,
-    tables: LakeTables,
-    state: BackfillState,
-    organization: str,
-    files: list[StagedFile],
-    result: BackfillResult,
-) -> None:
-    cursor = LakeCursor(
-        position=state.position(),
-        fence=None,
-        sequence=state.sequences[organization] - 1,
-        captured_at=max(r.captured_at for r in state.ranges if r.captured_at),
-        watermark=None,
-        inventory=None,
-    )
-    result.rows[organization] = sum(f.rows for f in files)
-    if not files:
-        store.save_cursor(app.engine, organization, contract.table, cursor, snapshot_id=None, landed_at=None)
-        return
-    landed = land(
-        tables(organization),
-        str(state.id),
-        sorted(files, key=lambda f: f.first_sequence),
-        None,
-        cursor,
-        most_partitions=app.settings.landing.max_partitions,
-    )
-    failpoint("backfill.after_commit")
-    store.acknowledge_backfill(
-        app.engine,
-        state.id,
-        organization,
-        contract.table,
-        landed.cursor,
-        rows=result.rows[organization],
-        snapshot_id=landed.snapshot_id,
-        now=app.clock(),
-    )

@@ -26,10 +26,9 @@ def init(
     as_json: JsonFlag = False,
 ) -> None:
     """Create or upgrade the control tables, and give every organization its lake. Safe to repeat."""
-    from catalog.lake import encode_organization
     from lakehouse.app import App
-    from lakehouse.control import store
     from lakehouse.control.database import migrate
+    from lakehouse.enrol import enrol
     from lakehouse.settings import load_settings
     from schemas.errors import LakehouseError
 
@@ -52,13 +51,10 @@ def init(
     errors: dict[str, LakehouseError] = {}
     for one in organization or known:
         try:
-            app.lake(one).ensure()
+            new = enrol(app, one)
         except LakehouseError as error:
             errors[one] = error
             continue
-        new = store.enrol(
-            app.engine, one, encode_organization(one), app.address.kind, app.settings.lake.warehouse, tables
-        )
         (added if new else present).append(one)
     result = {
         "installation": app.settings.installation,

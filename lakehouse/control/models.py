@@ -27,6 +27,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from federation.kinds import DeliveryStatus, DestinationKind, DestinationStatus
 
+ERROR_LENGTH = 500
+"""Characters of an error that are kept."""
+
 
 def _one_of(column: str, values: type[DestinationKind] | type[DestinationStatus] | type[DeliveryStatus]) -> str:
     allowed = ", ".join(f"'{v.value}'" for v in values)
@@ -168,6 +171,12 @@ class WarehouseDelivery(Base):
         CheckConstraint("sequence_after < sequence_upto", name="range"),
         Index("ix_warehouse_deliveries_claim", "status", "next_attempt_at"),
         Index("ix_warehouse_deliveries_lease", "status", "lease_expires_at"),
+        Index(
+            "ix_warehouse_deliveries_open",
+            "organization_id",
+            "table_name",
+            postgresql_where=text("status <> 'DELIVERED'"),
+        ),
     )
 
 

@@ -1,53 +1,51 @@
-"""Reads and writes of the control tables that capture and landing need. Each function is one transaction."""
+"""Reads and writes of the control tables that are not about one landing: lakes, members, cursors.
+
+Each function is one transaction. What only the holder of a task may write takes its lease.
+"""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import and_, any_, delete, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from federation.kinds import DeliveryStatus, DestinationKind
+from federation.kinds import DeliveryStatus, DestinationKind, DestinationStatus
 from lakehouse.capture.position import Position
-from lakehouse.control.models import Cursor, Lake, Landing, WarehouseDelivery, WarehouseDestination, Window
+from lakehouse.control.models import (
+    ERROR_LENGTH,
+    Cursor,
+    DestinationTable,
+    Lake,
+    WarehouseDelivery,
+    WarehouseDestination,
+)
 from lakehouse.landing.cursor import Inventory, LakeCursor
-from lakehouse.landing.staging import Share
+from lakehouse.outbox.lease import seconds
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import ColumnElement, Connection, Engine
 
-ERROR_LENGTH = 500
+ALL_TABLES = "*"
+"""In `enabled_tables`: every table that has a contract, now or later."""
+EARLY = 0.1
+"""An organization joins a window that begins this part of its cadence too early: groups stay together."""
 
 
 @dataclass(frozen=True)
-class StagedShare:
-    """One organization's share, about to be landed."""
+class Member:
+    """An organization that a window may read: its lake destination is there and wants the table."""
 
     organization: str
-    share: Share
-    before: LakeCursor | None
-    after: LakeCursor
-
-
-@contextmanager
-def table_lock(engine: Engine, table: str) -> Iterator[bool]:
-    """Whether this process may work on the table: a session lock, gone when the process is.
-
-    It spares work, nothing rests on it: two programs that both land are told apart by the lake's fence.
-    """
-    key = select(func.hashtextextended(func.concat(func.current_schema(), ":lakehouse:", table), 0)).scalar_subquery()
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        taken = bool(connection.scalar(select(func.pg_try_advisory_lock(key))))
-        try:
-            yield taken
-        finally:
-            if taken:
-                connection.execute(select(func.pg_advisory_unlock(key)))
+    destination: uuid.UUID
+    cursor: LakeCursor
+    attempts: int
+    open: bool
+    """A landing of it is under way or waits: no window reads it until that is settled."""
 
 
 def lakes(engine: Engine) -> list[Lake]:
@@ -58,7 +56,15 @@ def lakes(engine: Engine) -> list[Lake]:
         return list(session.scalars(select(Lake).order_by(Lake.organization_id)))
 
 
-def enrol(engine: Engine, organization: str, namespace: str, kind: str, warehouse: str, tables: Sequence[str]) -> bool:
+def enrol(
+    engine: Engine,
+    organization: str,
+    namespace: str,
+    kind: str,
+    warehouse: str,
+    *,
+    cadence_seconds: int = 900,
+) -> bool:
     """Give an organization a lake and the destination ICEBERG_S3 that names it. True if it had none."""
     with engine.begin() as connection:
         lake = uuid.uuid4()
@@ -76,28 +82,135 @@ def enrol(engine: Engine, organization: str, namespace: str, kind: str, warehous
                 organization_id=organization,
                 kind=DestinationKind.ICEBERG_S3.value,
                 name="lake",
-                enabled_tables=list(tables),
+                enabled_tables=[ALL_TABLES],
+                target=lake_target(warehouse, namespace),
                 lake_id=made,
+                cadence_seconds=cadence_seconds,
             )
         )
         return True
+
+
+def lake_target(warehouse: str, namespace: str) -> str:
+    """What an ICEBERG_S3 destination writes to, as `warehouse_destinations.target` has it."""
+    return f"{warehouse}/{namespace}"
+
+
+def stop_lake(engine: Engine, organization: str, reason: str) -> bool:
+    """Capture nothing for this organization any more; its lake is kept. False: it was stopped already."""
+    with engine.begin() as connection:
+        done = connection.execute(
+            update(Lake)
+            .where(Lake.organization_id == organization, Lake.stopped_at.is_(None))
+            .values(stopped_at=func.now(), stopped_reason=reason[:ERROR_LENGTH], updated_at=func.now())
+        )
+    return bool(done.rowcount)
+
+
+def resume_lake(engine: Engine, organization: str) -> bool:
+    """Capture again from where it stands. False: it was not stopped."""
+    with engine.begin() as connection:
+        done = connection.execute(
+            update(Lake)
+            .where(Lake.organization_id == organization, Lake.stopped_at.is_not(None))
+            .values(stopped_at=None, stopped_reason=None, updated_at=func.now())
+        )
+    return bool(done.rowcount)
+
+
+def wants_table(table: str | ColumnElement[str]) -> ColumnElement[bool]:
+    """The lake's own destination is not paused and wants the table; joined to `lakes`."""
+    return and_(
+        WarehouseDestination.lake_id == Lake.id,
+        WarehouseDestination.organization_id == Lake.organization_id,
+        WarehouseDestination.kind == DestinationKind.ICEBERG_S3.value,
+        WarehouseDestination.status != DestinationStatus.PAUSED.value,
+        or_(
+            any_(WarehouseDestination.enabled_tables) == table, any_(WarehouseDestination.enabled_tables) == ALL_TABLES
+        ),
+        Lake.stopped_at.is_(None),
+    )
+
+
+def cadence() -> ColumnElement[int]:
+    """Seconds between windows: the table's own, or the destination's."""
+    return func.coalesce(DestinationTable.cadence_seconds, WarehouseDestination.cadence_seconds)
+
+
+def is_open() -> ColumnElement[bool]:
+    """A landing of this cursor's table is not settled."""
+    return (
+        select(WarehouseDelivery.id)
+        .where(
+            WarehouseDelivery.organization_id == Cursor.organization_id,
+            WarehouseDelivery.table_name == Cursor.table_name,
+            WarehouseDelivery.destination_id == WarehouseDestination.id,
+            WarehouseDelivery.status != DeliveryStatus.DELIVERED.value,
+        )
+        .exists()
+    )
+
+
+def is_due(part: float = 1.0) -> ColumnElement[bool]:
+    """The cadence (or this part of it) has passed since the last window, and no retry is being waited for."""
+    now = func.clock_timestamp()
+    return and_(
+        Cursor.stopped.is_(False),
+        or_(Cursor.next_attempt_at.is_(None), Cursor.next_attempt_at <= now),
+        or_(Cursor.polled_at.is_(None), Cursor.polled_at + cadence() * part * seconds(1) <= now),
+    )
+
+
+def members(engine: Engine, table: str, *, due: bool = False) -> list[Member]:
+    """Every organization that is captured and has a cursor for the table, in one query.
+
+    `due`: only those whose cadence has passed, or nearly.
+    """
+    query = (
+        select(Cursor.__table__, WarehouseDestination.id.label("destination"), is_open().label("open"))
+        .join(Lake, Lake.organization_id == Cursor.organization_id)
+        .join(WarehouseDestination, wants_table(table))
+        .outerjoin(
+            DestinationTable,
+            and_(DestinationTable.destination_id == WarehouseDestination.id, DestinationTable.table_name == table),
+        )
+        .where(Cursor.table_name == table, *([is_due(1 - EARLY)] if due else []))
+        .order_by(Cursor.organization_id)
+    )
+    with engine.connect() as connection:
+        rows = connection.execute(query).all()
+    return [Member(r.organization_id, r.destination, _cursor(r), r.attempts, r.open) for r in rows]
+
+
+def without_cursor(engine: Engine, table: str) -> list[str]:
+    """Organizations that are captured and were never backfilled for the table."""
+    query = (
+        select(Lake.organization_id)
+        .join(WarehouseDestination, wants_table(table))
+        .outerjoin(Cursor, and_(Cursor.organization_id == Lake.organization_id, Cursor.table_name == table))
+        .where(Cursor.organization_id.is_(None))
+        .order_by(Lake.organization_id)
+    )
+    with engine.connect() as connection:
+        return list(connection.scalars(query).all())
 
 
 def cursors(engine: Engine, table: str) -> dict[str, LakeCursor]:
     """Where each organization stands in one table, as this database remembers it."""
     with engine.connect() as connection:
         rows = connection.execute(select(Cursor.__table__).where(Cursor.table_name == table)).all()
-    return {
-        row.organization_id: LakeCursor(
-            position=Position.from_json(row.position),
-            fence=row.fence,
-            sequence=row.sequence,
-            captured_at=row.captured_at,
-            watermark=row.watermark,
-            inventory=Inventory(**row.inventory) if row.inventory else None,
-        )
-        for row in rows
-    }
+    return {row.organization_id: _cursor(row) for row in rows}
+
+
+def _cursor(row: Any) -> LakeCursor:
+    return LakeCursor(
+        position=Position.from_json(row.position),
+        fence=row.fence,
+        sequence=row.sequence,
+        captured_at=row.captured_at,
+        watermark=row.watermark,
+        inventory=Inventory(**row.inventory) if row.inventory else None,
+    )
 
 
 def save_cursor(
@@ -111,17 +224,18 @@ def save_cursor(
 ) -> None:
     """Write where an organization stands; what was there before is replaced."""
     with engine.begin() as connection:
-        _save_cursor(connection, organization, table, cursor, snapshot_id, landed_at)
+        write_cursor(connection, organization, table, cursor, snapshot_id, landed_at)
 
 
-def _save_cursor(
-    connection: Any,
+def write_cursor(
+    connection: Connection,
     organization: str,
     table: str,
     cursor: LakeCursor,
     snapshot_id: int | None,
     landed_at: datetime | None,
 ) -> None:
+    """Within a transaction: where an organization stands; whatever failed before is over."""
     raw = cursor.to_json()
     values = {
         "position": raw["position"],
@@ -130,8 +244,7 @@ def _save_cursor(
         "inventory": raw["inventory"],
         "captured_at": cursor.captured_at,
         "watermark": cursor.watermark,
-        "last_error": None,
-        "updated_at": func.now(),
+        **HEALTHY,
     }
     if landed_at is not None:
         values |= {"landed_at": landed_at, "snapshot_id": snapshot_id}
@@ -139,181 +252,33 @@ def _save_cursor(
     connection.execute(statement.on_conflict_do_update(index_elements=["organization_id", "table_name"], set_=values))
 
 
-def advance_empty(
-    engine: Engine, table: str, organizations: Sequence[str], position: Position, captured_at: datetime
-) -> None:
-    """Move organizations whose share was empty to the group's new position: nothing was landed for them."""
-    if not organizations:
-        return
-    with engine.begin() as connection:
-        connection.execute(
-            update(Cursor)
-            .where(Cursor.table_name == table, Cursor.organization_id.in_(organizations))
-            .values(position=position.to_json(), captured_at=captured_at, last_error=None, updated_at=func.now())
-        )
-
-
-def note_errors(engine: Engine, table: str, errors: Mapping[str, str]) -> None:
-    """Write the last error of each organization beside its cursor, where `status` finds it."""
-    with engine.begin() as connection:
-        for organization, message in errors.items():
-            connection.execute(
-                update(Cursor)
-                .where(Cursor.table_name == table, Cursor.organization_id == organization)
-                .values(last_error=message[:ERROR_LENGTH], updated_at=func.now())
-            )
-
-
-def record_window(
-    engine: Engine,
-    window: uuid.UUID,
-    table: str,
-    *,
-    method: str,
-    kind: str,
-    snapshot: str,
-    captured_at: datetime,
-    shares: Iterable[StagedShare],
-) -> None:
-    """Remember a window and its staged shares before anything is committed."""
-    with engine.begin() as connection:
-        connection.execute(
-            insert(Window).values(
-                id=window, table_name=table, method=method, kind=kind, snapshot=snapshot, captured_at=captured_at
-            )
-        )
-        rows = [
-            {
-                "window_id": window,
-                "organization_id": item.organization,
-                "table_name": table,
-                "status": "staged",
-                "files": [f.to_json() for f in item.share.files],
-                "row_count": item.share.rows,
-                "delete_count": item.share.deletes,
-                "byte_count": item.share.bytes,
-                "sequence_after": item.before.sequence if item.before else 0,
-                "sequence_upto": item.after.sequence,
-                "watermark_start": item.share.watermark_start,
-                "watermark_end": item.share.watermark_end,
-            }
-            for item in shares
-        ]
-        if rows:
-            connection.execute(insert(Landing), rows)
-
-
-def open_landings(engine: Engine, table: str) -> list[Any]:
-    """Shares that were staged and neither acknowledged nor given up: their process died."""
-    with engine.connect() as connection:
-        return list(
-            connection.execute(
-                select(Landing.__table__).where(Landing.table_name == table, Landing.status == "staged")
-            ).all()
-        )
-
-
-def acknowledge(
-    engine: Engine,
-    window: uuid.UUID,
-    organization: str,
-    table: str,
-    cursor: LakeCursor,
-    *,
-    snapshot_id: int,
-    now: datetime,
-) -> None:
-    """A share is in the lake: its landing, cursor and the delivery to ICEBERG_S3, in one transaction. Idempotent."""
-    with engine.begin() as connection:
-        landing = connection.execute(
-            update(Landing)
-            .where(Landing.window_id == window, Landing.organization_id == organization, Landing.status == "staged")
-            .values(status="landed", snapshot_id=snapshot_id, landed_at=now)
-            .returning(Landing.__table__)
-        ).one_or_none()
-        _save_cursor(connection, organization, table, cursor, snapshot_id, now)
-        if landing is not None:
-            _delivered(
-                connection,
-                organization,
-                table,
-                now,
-                sequence_after=landing.sequence_after,
-                sequence_upto=landing.sequence_upto,
-                snapshot_id=snapshot_id,
-                window_id=window,
-                watermark_start=landing.watermark_start,
-                watermark_end=landing.watermark_end,
-                row_count=landing.row_count + landing.delete_count,
-            )
-
-
-def acknowledge_backfill(
-    engine: Engine,
-    backfill: uuid.UUID,
-    organization: str,
-    table: str,
-    cursor: LakeCursor,
-    *,
-    rows: int,
-    snapshot_id: int,
-    now: datetime,
-) -> None:
-    """A backfill is in the lake: its cursor and the delivery to ICEBERG_S3, in one transaction. Idempotent."""
-    with engine.begin() as connection:
-        _save_cursor(connection, organization, table, cursor, snapshot_id, now)
-        _delivered(
-            connection,
-            organization,
-            table,
-            now,
-            sequence_after=0,
-            sequence_upto=cursor.sequence,
-            snapshot_id=snapshot_id,
-            window_id=backfill,
-            row_count=rows,
-        )
-
-
-def _delivered(connection: Connection, organization: str, table: str, now: datetime, **values: Any) -> None:
-    """Landing is what acknowledges the organization's ICEBERG_S3 destination."""
-    destinations = connection.scalars(
-        update(WarehouseDestination)
-        .where(
-            WarehouseDestination.organization_id == organization,
-            WarehouseDestination.kind == DestinationKind.ICEBERG_S3.value,
-        )
-        .values(last_delivery_at=now)
-        .returning(WarehouseDestination.id)
-    ).all()
-    for destination in destinations:
-        connection.execute(
-            upsert(WarehouseDelivery)
-            .values(
-                id=uuid.uuid4(),
-                organization_id=organization,
-                destination_id=destination,
-                table_name=table,
-                status=DeliveryStatus.DELIVERED.value,
-                attempts=1,
-                delivered_at=now,
-                **values,
-            )
-            .on_conflict_do_nothing(constraint="uq_warehouse_deliveries_range")
-        )
-
-
-def abandon(engine: Engine, window: uuid.UUID, organization: str) -> None:
-    """A staged share will not be landed: its rows are read again. Its files stay until maintenance takes them."""
-    with engine.begin() as connection:
-        connection.execute(
-            update(Landing)
-            .where(Landing.window_id == window, Landing.organization_id == organization, Landing.status == "staged")
-            .values(status="abandoned")
-        )
+HEALTHY: Mapping[str, Any] = {
+    "last_error": None,
+    "attempts": 0,
+    "next_attempt_at": None,
+    "stopped": False,
+    "updated_at": func.now(),
+}
+"""Columns of a cursor whose table and organization are well."""
 
 
 def forget_cursor(engine: Engine, organization: str, table: str) -> None:
     """Forget where an organization stands (its lake table remembers)."""
     with engine.begin() as connection:
         connection.execute(delete(Cursor).where(Cursor.organization_id == organization, Cursor.table_name == table))
+
+
+def retry_cursors(engine: Engine, pairs: Sequence[tuple[str, str]] | None = None) -> list[tuple[str, str]]:
+    """Try (organization, table) pairs again that failed or were stopped; None: all. Returns those that were."""
+    from sqlalchemy import tuple_
+
+    query = update(Cursor).where(or_(Cursor.stopped, Cursor.next_attempt_at.is_not(None)))
+    if pairs is not None:
+        query = query.where(tuple_(Cursor.organization_id, Cursor.table_name).in_(list(pairs)))
+    with engine.begin() as connection:
+        rows = connection.execute(
+            query.values(stopped=False, attempts=0, next_attempt_at=None, polled_at=None).returning(
+                Cursor.organization_id, Cursor.table_name
+            )
+        ).all()
+    return [(row.organization_id, row.table_name) for row in rows]

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from catalog.lake import encode_organization
 from lakehouse.app import App
 from lakehouse.backfill.run import BackfillResult, backfill_table
-from lakehouse.control import store
 from lakehouse.control.database import migrate
 from lakehouse.demo.environment import World
 from lakehouse.demo.live import LiveWorkload
 from lakehouse.demo.seed import seed
+from lakehouse.enrol import enrol
 from lakehouse.executor import LocalProcesses
 from lakehouse.sync import TableResult, sync_table
 from lakehouse.verify.compare import Comparison, verify_table
@@ -116,15 +115,7 @@ def run_demo(world: World, options: DemoOptions, say: Say) -> DemoReport:
     app.engine = migrate(app.settings)
     report.labels = app.source.organizations()
     for organization in report.labels:
-        app.lake(organization).ensure()
-        store.enrol(
-            app.engine,
-            organization,
-            encode_organization(organization),
-            app.address.kind,
-            app.settings.lake.warehouse,
-            list(app.contracts),
-        )
+        enrol(app, organization)
     lap("init")
     with LiveWorkload(world.hot_url, rate=options.rate, seed=options.seed) as workload:
         say(f"a live workload begins: about {options.rate} transactions a second")

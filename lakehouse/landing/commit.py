@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -65,12 +65,14 @@ def land(
     after: LakeCursor,
     *,
     most_partitions: int,
+    guard: Callable[[], None] = lambda: None,
 ) -> Landed:
     """Commit one organization's share of a window, in parts if it must be.
 
     `before`: the cursor that the share was read from (None: nothing ever landed). `after`: the cursor to
     leave, without its fence. A part that is not the last leaves `before`'s position with `repeats` set: if we
-    die there, the window is read again and what landed is subtracted.
+    die there, the window is read again and what landed is subtracted. `guard` is called right before each commit
+    and raises where this process may no longer do it.
 
     Raises:
         FencedError: the table stands elsewhere; nothing (more) was committed.
@@ -84,7 +86,7 @@ def land(
         last = number == len(parts)
         cursor = dataclasses.replace(after if last else _between_parts(before, after), fence=f"{window}/{number}")
         if number > done:
-            landed = _commit(table, window, number, len(parts), part, fence, cursor)
+            landed = _commit(table, window, number, len(parts), part, fence, cursor, guard)
             if not last:
                 failpoint("landing.after_part")
         fence = cursor.fence
@@ -119,6 +121,7 @@ def _commit(
     files: Sequence[StagedFile],
     expected_fence: str | None,
     cursor: LakeCursor,
+    guard: Callable[[], None],
 ) -> Landed:
     from pyiceberg.exceptions import CommitFailedException
 
@@ -130,6 +133,7 @@ def _commit(
             return done
         _check_fence(table, expected_fence)
         failpoint("landing.before_commit")
+        guard()
         try:
             _append(table, window, part, parts, files, cursor)
         except CommitFailedException as error:

@@ -305,4 +305,8 @@ def test_a_connection_that_breaks_in_the_middle(house: Lakehouse, tmp_path: Path
         house.sync_ok("siem_deliveries")
     house.assert_equal("siem_deliveries")
     house.assert_equal("audit_log")
-    assert program.returncode == 1 and "error: siem_deliveries: " in stderr and "Traceback" not in stderr
+    if broken == "lakehouse control":
+        # Nothing rests on that one's session: its lease is a row, and the next statement connects again.
+        assert program.returncode == 0, stderr
+    else:
+        assert program.returncode == 1 and "error: siem_deliveries: " in stderr and "Traceback" not in stderr

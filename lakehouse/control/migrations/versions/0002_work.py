@@ -74,6 +74,13 @@ def upgrade() -> None:
     op.add_column(
         "warehouse_deliveries", sa.Column("takeovers", sa.Integer(), server_default=sa.text("0"), nullable=False)
     )
+    op.create_index(
+        "ix_warehouse_deliveries_open",
+        "warehouse_deliveries",
+        ["organization_id", "table_name"],
+        postgresql_where=sa.text("status <> 'DELIVERED'"),
+    )
+    op.execute("UPDATE warehouse_destinations SET enabled_tables = '{*}' WHERE kind = 'ICEBERG_S3'")
     op.add_column("cursors", sa.Column("polled_at", _MOMENT, nullable=True))
     op.add_column("cursors", sa.Column("attempts", sa.Integer(), server_default=sa.text("0"), nullable=False))
     op.add_column("cursors", sa.Column("next_attempt_at", _MOMENT, nullable=True))
@@ -94,6 +101,11 @@ def downgrade() -> None:
     )
     for column in ("stopped", "next_attempt_at", "attempts", "polled_at"):
         op.drop_column("cursors", column)
+    op.drop_index(
+        "ix_warehouse_deliveries_open",
+        table_name="warehouse_deliveries",
+        postgresql_where=sa.text("status <> 'DELIVERED'"),
+    )
     op.drop_column("warehouse_deliveries", "takeovers")
     op.drop_index("uq_warehouse_destinations_target", table_name="warehouse_destinations")
     op.drop_column("warehouse_destinations", "target")

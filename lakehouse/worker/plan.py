@@ -1,0 +1,99 @@
+"""Planning: which tasks are due. One statement a question, whatever the number of organizations and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, func, literal, not_, or_, select, update
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.types import Text
+
+from lakehouse.backfill.run import BACKFILL
+from lakehouse.control.models import Cursor, DestinationTable, Lake, Task, WarehouseDestination
+from lakehouse.control.store import is_due, is_open, wants_table
+from lakehouse.outbox.lease import seconds
+from lakehouse.sync import CAPTURE
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine, Select
+
+MAINTAIN = "maintain"
+
+
+def plan_windows(engine: Engine, tables: Sequence[str]) -> list[str]:
+    """Make `capture:<table>` due where an organization's cadence has passed. Returns the tasks made due."""
+    due = (
+        select(Cursor.table_name.label("name"))
+        .join(Lake, Lake.organization_id == Cursor.organization_id)
+        .join(WarehouseDestination, wants_table(Cursor.table_name.expression))
+        .outerjoin(
+            DestinationTable,
+            and_(
+                DestinationTable.destination_id == WarehouseDestination.id,
+                DestinationTable.table_name == Cursor.table_name,
+            ),
+        )
+        .where(Cursor.table_name.in_(tables), is_due(), not_(is_open()))
+        .distinct()
+    )
+    return _make_due(engine, CAPTURE, due)
+
+
+def plan_backfills(engine: Engine, tables: Sequence[str]) -> list[str]:
+    """Make `backfill:<table>` due where an organization has no cursor yet. Returns the tasks made due."""
+    names = func.unnest(literal(list(tables), ARRAY(Text))).table_valued("name").render_derived()
+    missing = (
+        select(Lake.id)
+        .join(WarehouseDestination, wants_table(names.c.name))
+        .outerjoin(Cursor, and_(Cursor.organization_id == Lake.organization_id, Cursor.table_name == names.c.name))
+        .where(Cursor.organization_id.is_(None))
+        .correlate(names)
+        .exists()
+    )
+    return _make_due(engine, BACKFILL, select(names.c.name).where(missing))
+
+
+def plan_maintenance(engine: Engine, tables: Sequence[str], every_seconds: float) -> list[str]:
+    """Make `maintain:<table>` due where it was finished so long ago or never. Returns the tasks made due."""
+    names = func.unnest(literal(list(tables), ARRAY(Text))).table_valued("name").render_derived()
+    old = (
+        select(names.c.name)
+        .outerjoin(Task, Task.id == MAINTAIN + ":" + names.c.name)
+        .where(
+            or_(
+                Task.finished_at.is_(None),
+                Task.finished_at + seconds(every_seconds) <= func.clock_timestamp(),
+            )
+        )
+    )
+    return _make_due(engine, MAINTAIN, old)
+
+
+def _make_due(engine: Engine, kind: str, names: Select[Any]) -> list[str]:
+    found = names.subquery()
+    statement = upsert(Task).from_select(
+        ["id", "kind", "table_name", "due_at"],
+        select(literal(f"{kind}:") + found.c.name, literal(kind), found.c.name, func.clock_timestamp()),
+    )
+    # At work, or waiting for a retry: it comes again by itself.
+    idle = and_(Task.due_at.is_(None), Task.lease_owner.is_(None))
+    with engine.begin() as connection:
+        return list(
+            connection.scalars(
+                statement.on_conflict_do_update(
+                    index_elements=["id"], set_={"due_at": statement.excluded.due_at}, where=idle
+                ).returning(Task.id)
+            )
+        )
+
+
+def note_planning(engine: Engine, error: str | None) -> None:
+    """What went wrong in the scheduler's last round, where `status` finds it."""
+    with engine.begin() as connection:
+        connection.execute(
+            update(Task)
+            .where(Task.kind == "schedule", Task.last_error.is_distinct_from(error))
+            .values(last_error=error, updated_at=func.clock_timestamp())
+        )

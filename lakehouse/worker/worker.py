@@ -1,0 +1,154 @@
+"""A worker: a few units of work at a time, each under its lease, until it is told to stop.
+
+What goes wrong with a unit is written where it belongs (the delivery, the organization's cursor, the task), with
+the time of the next attempt; the worker goes on with the next. A control database that does not answer is asked
+again, ever more slowly.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING
+
+from federation.kinds import DestinationKind
+from lakehouse.backfill.run import BACKFILL, BackfillResult, run_backfill
+from lakehouse.capture.source import SourceTableMissing
+from lakehouse.executor import LocalProcesses
+from lakehouse.observe.events import describe
+from lakehouse.outbox import deliveries, tasks
+from lakehouse.sync import CAPTURE, LakeTables, TableResult, capture_table, land_claimed
+from lakehouse.worker.plan import MAINTAIN
+
+if TYPE_CHECKING:
+    from lakehouse.app import App
+    from lakehouse.outbox.deliveries import ClaimedDelivery
+    from lakehouse.outbox.tasks import ClaimedTask
+
+KINDS = (DestinationKind.ICEBERG_S3,)
+LONG = (BACKFILL, MAINTAIN)
+"""Kinds of task that may take long: one place is kept free of them where there is more than one."""
+NOT_THERE_SECONDS = 300.0
+"""How often a provisional table that the host does not have yet is looked for."""
+LONGEST_PAUSE = 30.0
+
+
+class Worker:
+    """Runs until `stop` is set and what is under way is finished."""
+
+    def __init__(self, app: App, stop: threading.Event) -> None:
+        self.app = app
+        self.stop = stop
+        self.idle = threading.Event()
+        """Set when the last look found nothing to do; for tests and demos that wait for it."""
+        self._lock = threading.Lock()
+        self._long = 0
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Begin to work, in threads of its own."""
+        for number in range(self.app.settings.work.concurrency):
+            thread = threading.Thread(target=self._slot, name=f"worker {number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def join(self, until: float) -> bool:
+        """Wait for what is under way, until that monotonic time. False: something is not finished."""
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _slot(self) -> None:
+        pause = self.app.settings.work.poll_seconds
+        while not self.stop.is_set():
+            try:
+                worked = self.once()
+                pause = self.app.settings.work.poll_seconds
+            except Exception as error:  # noqa: BLE001 - claiming failed: nothing is held, and it is tried again
+                self._unexpected("claim", error)
+                worked, pause = False, min(LONGEST_PAUSE, pause * 2)
+            if not worked:
+                self.idle.set()
+                self.stop.wait(pause)
+
+    def once(self) -> bool:
+        """Do one unit of work, if there is any: first what was staged and waits, then what is due."""
+        work = self.app.settings.work
+        owner = self.app.leases.owner
+        claimed = deliveries.claim(self.app.engine, owner, work.lease_seconds, kinds=KINDS)
+        if claimed:
+            self.idle.clear()
+            self._land(claimed)
+            return True
+        kinds = [CAPTURE, *(LONG if self._may_take_long() else ())]
+        task = tasks.claim(self.app.engine, owner, work.lease_seconds, kinds=kinds)
+        if task is None:
+            return False
+        self.idle.clear()
+        self._do(task)
+        return True
+
+    def _may_take_long(self) -> bool:
+        with self._lock:
+            return self._long < max(1, self.app.settings.work.concurrency - 1)
+
+    def _do(self, task: ClaimedTask) -> None:
+        long = task.kind in LONG
+        with self._lock:
+            self._long += long
+        try:
+            if task.table not in self.app.contracts:
+                # A newer program planned it; this one does not know the table.
+                tasks.finish(self.app.engine, task.lease)
+            elif task.kind == CAPTURE:
+                result = TableResult(task.table)
+                capture_table(self.app, self.app.contracts[task.table], task, result, due=True)
+                self._not_there_yet(task, result.errors.get(""))
+            elif task.kind == BACKFILL:
+                self._backfill(task, task.table)
+            else:
+                self._maintain(task, task.table)
+        except Exception as error:  # noqa: BLE001 - noted with the task by now; the worker goes on
+            self._unexpected(f"{task.kind}:{task.table}", error)
+        finally:
+            with self._lock:
+                self._long -= long
+
+    def _land(self, claimed: list[ClaimedDelivery]) -> None:
+        contract = self.app.contracts.get(claimed[0].table)
+        if contract is None:
+            for one in claimed:
+                deliveries.release(self.app.engine, one.lease)
+            return
+        try:
+            result = TableResult(contract.table)
+            land_claimed(self.app, contract, LakeTables(self.app, contract), claimed, result)
+        except Exception as error:  # noqa: BLE001 - noted with the delivery by now; the worker goes on
+            self._unexpected(f"landing:{contract.table}", error)
+
+    def _backfill(self, task: ClaimedTask, table: str) -> None:
+        contract = self.app.contracts[table]
+        result = BackfillResult(table)
+        with LocalProcesses(self.app.settings.backfill.workers) as executor:
+            run_backfill(self.app, contract, executor, task, result, stopping=self.stop.is_set)
+        self._not_there_yet(task, result.errors.get(""))
+
+    def _maintain(self, task: ClaimedTask, table: str) -> None:
+        raise NotImplementedError
+
+    def _not_there_yet(self, task: ClaimedTask, error: Exception | None) -> None:
+        """A provisional table that the host does not have yet is no fault: look again later."""
+        assert task.table is not None  # noqa: S101 - asked only of tasks for a table
+        if isinstance(error, SourceTableMissing) and self.app.contracts[task.table].provisional:
+            tasks.put_off(self.app.engine, task.lease, NOT_THERE_SECONDS)
+
+    def _unexpected(self, what: str, error: Exception) -> None:
+        # The error's own place shows it too; the traceback is only here.
+        self.app.events.emit(
+            "unexpected",
+            unit=what,
+            outcome="error",
+            error=describe(error),
+            traceback="".join(traceback.format_exception(error))[-4000:],
+        )
