@@ -460,6 +460,8 @@ def _land_one(app: App, contract: Contract, tables: LakeTables, item: StagedShar
                 most_partitions=app.settings.landing.max_partitions,
                 guard=item.lease.check,
             )
+            # Renewed no more, or a renewal that comes just after would find a row that is nobody's.
+            app.leases.drop([item.lease])
             landings.acknowledge(
                 app.engine, item, contract.table, landed.cursor, snapshot_id=landed.snapshot_id, now=app.clock()
             )
@@ -468,11 +470,13 @@ def _land_one(app: App, contract: Contract, tables: LakeTables, item: StagedShar
             raise
         except FencedError:
             # Somebody else moved the table: believe the lake, and read from there next time.
+            app.leases.drop([item.lease])
             adopt(app, contract, tables, item)
             raise
         except Exception as error:
             # Whether it was committed may not be known: whoever lands it next asks the table first.
             decision = decide(error, item.attempts, app.settings.work, endless=True)
+            app.leases.drop([item.lease])
             deliveries.fail(app.engine, item.lease, decision)
             event["retry_in_seconds"] = decision.wait_seconds
             raise

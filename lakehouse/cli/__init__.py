@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from lakehouse.cli import capture, demo, read, run, setup
+from lakehouse.cli import capture, demo, destinations, read, run, setup
 from schemas.errors import LakehouseError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ setup.register(app)
 capture.register(app)
 read.register(app)
 run.register(app)
+destinations.register(app)
 demo.register(app)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import signal
 import threading
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lakehouse.cli.output import JsonFlag, print_json, size, stderr, stdout, table
+from lakehouse.cli.output import JsonFlag, parse_duration, print_json, size, stderr, stdout, table
 from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
@@ -218,7 +217,7 @@ def sync(
     _ = app.engine
     warn_newcomers(app)
     stop = threading.Event()
-    period = _seconds(every) if every else None
+    period = parse_duration(every, "--every") if every else None
     if period is not None:
         # The round that is under way is finished; a second signal ends the process at once.
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -310,11 +309,3 @@ def _errors(errors: dict[str, dict[str, LakehouseError]]) -> None:
             stderr.print(f"error: {where}: {error.detail}", markup=False, soft_wrap=True)
             if error.hint:
                 stderr.print(f"  {error.hint}", markup=False, soft_wrap=True)
-
-
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)", text)
-    seconds = float(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0
-    if seconds <= 0:
-        raise LakehouseError(f"--every {text}: not a length of time above zero", "Write 500ms, 5s, 2m or 1h.")
-    return seconds

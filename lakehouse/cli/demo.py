@@ -26,7 +26,15 @@ def register(app: typer.Typer) -> None:
 def demo(
     rows: Annotated[int, typer.Option(min=1000, help="About how many rows to seed.")] = 200_000,
     organizations: Annotated[int, typer.Option(min=1, max=20, help="How many organizations.")] = 3,
-    seconds: Annotated[float, typer.Option(min=1, help="How long windows run under the workload.")] = 40,
+    run: Annotated[
+        bool,
+        typer.Option(
+            "--run", help="Three programs at a cadence of 2 s, killed every few seconds, without the bucket for 10 s."
+        ),
+    ] = False,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, help="How long windows run under the workload. Default: 40; 60 with --run.")
+    ] = None,
     rate: Annotated[int, typer.Option(min=1, help="Transactions a second of the workload, about.")] = 150,
     seed: Annotated[int, typer.Option(help="Seed of the data and of the workload.")] = 1,
     keep: Annotated[
@@ -37,6 +45,7 @@ def demo(
     """From an empty PostgreSQL to Iceberg on S3 under a live workload, then proof that both hold the same."""
     from lakehouse.demo.environment import open_world
     from lakehouse.demo.run import DemoOptions, run_demo
+    from lakehouse.demo.unrest import UnrestOptions, run_unrest
 
     if report is not None and not report.resolve().parent.is_dir():
         raise typer.BadParameter(f"no folder {report.resolve().parent}", param_hint="--report")
@@ -47,8 +56,9 @@ def demo(
 
     say("starting PostgreSQL and an S3 server")
     with open_world() as world:
-        options = DemoOptions(rows=rows, organizations=organizations, seconds=seconds, rate=rate, seed=seed)
-        result = run_demo(world, options, say)
+        length = seconds or (60.0 if run else 40.0)
+        options = DemoOptions(rows=rows, organizations=organizations, seconds=length, rate=rate, seed=seed)
+        result = run_unrest(world, options, UnrestOptions(), say) if run else run_demo(world, options, say)
         _show(result)
         if report is not None:
             _write(result, report)
@@ -60,11 +70,14 @@ def demo(
 
 def _show(result: DemoReport) -> None:
     from lakehouse.cli.read import comparison_table
-    from lakehouse.demo.picture import picture
+    from lakehouse.demo.picture import fleet_table, picture
 
     stdout.print()
     stdout.print(picture(result))
     stdout.print()
+    if result.fleet is not None:
+        stdout.print(fleet_table(result.fleet))
+        stdout.print()
     stdout.print(comparison_table(result.equality, result.labels))
     for comparison in result.equality:
         for difference in comparison.differences:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime
@@ -14,6 +15,8 @@ from uuid import UUID
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from schemas.errors import LakehouseError
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
 
@@ -83,6 +86,19 @@ def duration(seconds: float | None) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def parse_duration(text: str, option: str) -> float:
+    """Seconds from what a person writes: 500ms, 5s, 2m, 1h.
+
+    Raises:
+        LakehouseError: it is not a length of time above zero.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)", text)
+    seconds = float(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0
+    if seconds <= 0:
+        raise LakehouseError(f"{option} {text}: not a length of time above zero", "Write 500ms, 5s, 2m or 1h.")
+    return seconds
 
 
 def show(value: Callable[[], Any], *, as_json: bool, human: Callable[[], Any]) -> None:

@@ -6,7 +6,7 @@ Each function is one transaction. What only the holder of a task may write takes
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -268,13 +268,15 @@ def forget_cursor(engine: Engine, organization: str, table: str) -> None:
         connection.execute(delete(Cursor).where(Cursor.organization_id == organization, Cursor.table_name == table))
 
 
-def retry_cursors(engine: Engine, pairs: Sequence[tuple[str, str]] | None = None) -> list[tuple[str, str]]:
-    """Try (organization, table) pairs again that failed or were stopped; None: all. Returns those that were."""
-    from sqlalchemy import tuple_
-
+def retry_cursors(
+    engine: Engine, *, organization: str | None = None, table: str | None = None
+) -> list[tuple[str, str]]:
+    """Try again what failed or was stopped before it was staged. Returns those (organization, table) pairs."""
     query = update(Cursor).where(or_(Cursor.stopped, Cursor.next_attempt_at.is_not(None)))
-    if pairs is not None:
-        query = query.where(tuple_(Cursor.organization_id, Cursor.table_name).in_(list(pairs)))
+    if organization is not None:
+        query = query.where(Cursor.organization_id == organization)
+    if table is not None:
+        query = query.where(Cursor.table_name == table)
     with engine.begin() as connection:
         rows = connection.execute(
             query.values(stopped=False, attempts=0, next_attempt_at=None, polled_at=None).returning(

@@ -6,6 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from lakehouse.demo.fleet import FleetReport
 from lakehouse.demo.run import DemoReport
 
 BAR = 36
@@ -60,4 +61,28 @@ def _rounds(report: DemoReport) -> Table:
         shown.add_row(
             f"{done.number}", bar, f"{done.upserts + done.deletes:,}", str(done.snapshots), f"{done.seconds:.1f}"
         )
+    return shown
+
+
+def fleet_table(report: FleetReport) -> Table:
+    """What the programs of `demo --run` met, in words."""
+    shown = Table(title="what the programs met", title_justify="left", header_style="bold", box=None, pad_edge=False)
+    shown.add_column("")
+    shown.add_column("", justify="right")
+    for label, value in (
+        ("programs started", report.processes),
+        ("SIGKILLs", report.kills),
+        ("seconds without the bucket", round(report.outage_seconds)),
+        ("times the lead was taken", report.leaders),
+        ("windows captured", report.windows),
+        ("landings", report.deliveries),
+        ("attempts to land that failed", report.landings_failed),
+        ("landings that took more than one attempt", report.deliveries_retried),
+        ("leases taken over from the dead", report.takeovers),
+        ("leases that a living program found lost", report.lease_losses),
+        ("staged shares given up and read again", report.abandoned_shares),
+        ("days of small files merged meanwhile", report.merged_days),
+        ("dead letters", report.dead_letters),
+    ):
+        shown.add_row(label, f"{value:,}")
     return shown

@@ -12,6 +12,7 @@ from lakehouse.app import App
 from lakehouse.backfill.run import BackfillResult, backfill_table
 from lakehouse.control.database import migrate
 from lakehouse.demo.environment import World
+from lakehouse.demo.fleet import FleetReport
 from lakehouse.demo.live import LiveWorkload
 from lakehouse.demo.seed import seed
 from lakehouse.enrol import enrol
@@ -60,6 +61,7 @@ class DemoReport:
     equality: list[Comparison] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    fleet: FleetReport | None = None
 
     @property
     def equal(self) -> int:
@@ -90,7 +92,20 @@ class DemoReport:
             "tables": len(self.equality),
             "proven": self.proven,
             "seconds": self.seconds,
+            "fleet": dataclasses.asdict(self.fleet) if self.fleet else None,
         }
+
+
+class Laps:
+    """Seconds by name: each lap begins where the one before ended."""
+
+    def __init__(self, report: DemoReport) -> None:
+        self._report = report
+        self._began = time.monotonic()
+
+    def __call__(self, name: str) -> None:
+        self._report.seconds[name] = round(time.monotonic() - self._began, 2)
+        self._began = time.monotonic()
 
 
 def run_demo(world: World, options: DemoOptions, say: Say) -> DemoReport:
@@ -100,23 +115,9 @@ def run_demo(world: World, options: DemoOptions, say: Say) -> DemoReport:
         LakehouseError: any table or organization met an error: in the demo nothing may.
     """
     report = DemoReport(options)
-    began = time.monotonic()
-
-    def lap(name: str) -> None:
-        nonlocal began
-        report.seconds[name] = round(time.monotonic() - began, 2)
-        began = time.monotonic()
-
+    lap = Laps(report)
     app = App(world.settings())
-    say(f"seeding about {options.rows:,} rows in ten tables, {options.organizations} organizations")
-    report.seeded = seed(world.hot_url, rows=options.rows, organizations=options.organizations, seed=options.seed)
-    lap("seed")
-    say("control tables, namespaces, lakes")
-    app.engine = migrate(app.settings)
-    report.labels = app.source.organizations()
-    for organization in report.labels:
-        enrol(app, organization)
-    lap("init")
+    prepare(app, world, report, say, lap)
     with LiveWorkload(world.hot_url, rate=options.rate, seed=options.seed) as workload:
         say(f"a live workload begins: about {options.rate} transactions a second")
         workload.phase("backfill")
@@ -129,12 +130,31 @@ def run_demo(world: World, options: DemoOptions, say: Say) -> DemoReport:
     say("the workload has stopped; one more window, with a comparison of keys")
     _round(app, report, reconcile=True)
     lap("last window")
+    prove(app, report, say, lap)
+    return report
+
+
+def prepare(app: App, world: World, report: DemoReport, say: Say, lap: Laps) -> None:
+    """Seed the hot database; make the control tables and every organization's lake."""
+    options = report.options
+    say(f"seeding about {options.rows:,} rows in ten tables, {options.organizations} organizations")
+    report.seeded = seed(world.hot_url, rows=options.rows, organizations=options.organizations, seed=options.seed)
+    lap("seed")
+    say("control tables, namespaces, lakes")
+    app.engine = migrate(app.settings)
+    report.labels = app.source.organizations()
+    for organization in report.labels:
+        enrol(app, organization)
+    lap("init")
+
+
+def prove(app: App, report: DemoReport, say: Say, lap: Laps) -> None:
+    """Compare every table of every organization, row by row."""
     say("DuckDB reads the lake's own files and compares every row with PostgreSQL")
     for contract in app.contracts.values():
         report.equality += verify_table(app, contract, list(report.labels))
     lap("verify")
     report.seconds["total"] = round(sum(report.seconds.values()), 2)
-    return report
 
 
 def _backfill(app: App, report: DemoReport, say: Say) -> None:
@@ -142,7 +162,7 @@ def _backfill(app: App, report: DemoReport, say: Say) -> None:
         for contract in app.contracts.values():
             began = time.monotonic()
             result: BackfillResult = backfill_table(app, contract, executor)
-            _raise(result.errors)
+            raise_first(result.errors)
             seconds = time.monotonic() - began
             rows = sum(result.rows.values())
             say(f"backfill {contract.table:<20} {rows:>8,} rows, {rows / seconds:>9,.0f} rows/s")
@@ -167,7 +187,7 @@ def _round(app: App, report: DemoReport, *, reconcile: bool) -> Round:
     began = time.monotonic()
     results: list[TableResult] = [sync_table(app, c, reconcile=reconcile) for c in app.contracts.values()]
     for result in results:
-        _raise(result.errors)
+        raise_first(result.errors)
     done = Round(
         number=len(report.rounds) + 1,
         seconds=round(time.monotonic() - began, 3),
@@ -182,6 +202,6 @@ def _round(app: App, report: DemoReport, *, reconcile: bool) -> Round:
     return done
 
 
-def _raise(errors: dict[str, LakehouseError]) -> None:
+def raise_first(errors: dict[str, LakehouseError]) -> None:
     for error in errors.values():
         raise error

@@ -1,0 +1,295 @@
+"""Destinations as an operator handles them. Each function is one transaction."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, delete, func, insert, or_, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from federation.config import parse_config, parse_kind
+from federation.kinds import DeliveryStatus, DestinationKind, DestinationStatus
+from lakehouse.control.models import DestinationTable, Lake, WarehouseDelivery, WarehouseDestination
+from lakehouse.control.store import ALL_TABLES, lake_target
+from schemas.errors import LakehouseError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from lakehouse.app import App
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A destination as `destinations list` shows it. Credentials are never part of it."""
+
+    id: uuid.UUID
+    organization: str | None
+    kind: str
+    name: str
+    config: dict[str, Any]
+    target: str | None
+    tables: list[str]
+    status: str
+    cadence_seconds: int
+    table_cadences: dict[str, int]
+    has_credentials: bool
+    open_deliveries: int
+    last_delivery_at: Any
+    last_error: str | None
+
+
+def destinations(app: App, organization: str | None = None) -> list[Destination]:
+    """Every destination (of one organization), by organization and name."""
+    open_count = (
+        select(func.count())
+        .where(WarehouseDelivery.destination_id == WarehouseDestination.id, _open())
+        .correlate(WarehouseDestination)
+        .scalar_subquery()
+    )
+    query = select(WarehouseDestination.__table__, open_count.label("open")).order_by(
+        WarehouseDestination.organization_id, WarehouseDestination.name
+    )
+    if organization is not None:
+        query = query.where(WarehouseDestination.organization_id == organization)
+    with app.engine.connect() as connection:
+        rows = connection.execute(query).all()
+        own = connection.execute(select(DestinationTable.__table__)).all()
+    cadences: dict[uuid.UUID, dict[str, int]] = {}
+    for row in own:
+        if row.cadence_seconds is not None:
+            cadences.setdefault(row.destination_id, {})[row.table_name] = row.cadence_seconds
+    return [
+        Destination(
+            id=r.id,
+            organization=r.organization_id,
+            kind=r.kind,
+            name=r.name,
+            config=r.config,
+            target=r.target,
+            tables=r.enabled_tables,
+            status=r.status,
+            cadence_seconds=r.cadence_seconds,
+            table_cadences=cadences.get(r.id, {}),
+            has_credentials=r.encrypted_credentials is not None,
+            open_deliveries=r.open,
+            last_delivery_at=r.last_delivery_at,
+            last_error=r.last_error,
+        )
+        for r in rows
+    ]
+
+
+def find(app: App, name: str, organization: str | None) -> Destination:
+    """A destination by its id, or by its name within an organization.
+
+    Raises:
+        LakehouseError: there is none, or the name alone is several organizations'.
+    """
+    known = destinations(app, organization)
+    found = [d for d in known if str(d.id) == name] or [d for d in known if d.name == name]
+    if not found:
+        of = f" of organization {organization}" if organization else ""
+        raise LakehouseError(f"no destination {name!r}{of}", "`lakehouse destinations list` shows all.")
+    if len(found) > 1:
+        raise LakehouseError(
+            f"{len(found)} organizations have a destination named {name!r}", "Say --organization, or give its id."
+        )
+    return found[0]
+
+
+def add(
+    app: App,
+    *,
+    organization: str,
+    kind: str,
+    name: str,
+    config: Mapping[str, Any],
+    tables: Sequence[str],
+    cadence_seconds: int,
+    table_cadences: Mapping[str, int],
+) -> Destination:
+    """Add a destination; it is active at once.
+
+    Raises:
+        LakehouseError: an unknown kind, table, organization or key of the config, a name or target that is taken.
+    """
+    from sqlalchemy.exc import IntegrityError
+
+    chosen = parse_kind(kind)
+    parsed = parse_config(chosen, dict(config))
+    _check_tables(app, [*tables, *table_cadences])
+    with app.engine.connect() as connection:
+        lake = connection.execute(select(Lake.__table__).where(Lake.organization_id == organization)).one_or_none()
+    if lake is None:
+        raise LakehouseError(f"organization {organization!r} has no lake", "Run `lakehouse init` first.")
+    identifier = uuid.uuid4()
+    target = lake_target(lake.warehouse, lake.namespace)
+    try:
+        with app.engine.begin() as connection:
+            connection.execute(
+                insert(WarehouseDestination).values(
+                    id=identifier,
+                    organization_id=organization,
+                    kind=chosen.value,
+                    name=name,
+                    config=parsed.model_dump(mode="json"),
+                    target=target,
+                    enabled_tables=list(tables) or [ALL_TABLES],
+                    cadence_seconds=cadence_seconds,
+                    lake_id=lake.id if chosen is DestinationKind.ICEBERG_S3 else None,
+                )
+            )
+            _set_cadences(connection, identifier, table_cadences)
+    except IntegrityError as error:
+        if "target" in str(error.orig):
+            raise LakehouseError(
+                f"another {chosen.value} destination writes to {target} already",
+                "Two destinations never share a target: edit that one (`lakehouse destinations list`).",
+            ) from error
+        if "organization_id" in str(error.orig):
+            raise LakehouseError(
+                f"organization {organization} has a destination named {name!r} already", "Choose another --name."
+            ) from error
+        raise
+    return find(app, str(identifier), organization)
+
+
+def edit(
+    app: App,
+    destination: Destination,
+    *,
+    name: str | None = None,
+    tables: Sequence[str] | None = None,
+    cadence_seconds: int | None = None,
+    table_cadences: Mapping[str, int | None] | None = None,
+) -> Destination:
+    """Change what is given; a table's cadence of None goes back to the destination's.
+
+    Raises:
+        LakehouseError: an unknown table, or a name that is taken.
+    """
+    from sqlalchemy.exc import IntegrityError
+
+    _check_tables(app, [*(tables or ()), *(table_cadences or ())])
+    values: dict[str, Any] = {"updated_at": func.now()}
+    if name is not None:
+        values["name"] = name
+    if tables is not None:
+        values["enabled_tables"] = list(tables) or [ALL_TABLES]
+    if cadence_seconds is not None:
+        values["cadence_seconds"] = cadence_seconds
+    try:
+        with app.engine.begin() as connection:
+            connection.execute(
+                update(WarehouseDestination).where(WarehouseDestination.id == destination.id).values(**values)
+            )
+            _set_cadences(connection, destination.id, table_cadences or {})
+    except IntegrityError as error:
+        raise LakehouseError(
+            f"organization {destination.organization} has a destination named {name!r} already", "Choose another."
+        ) from error
+    return find(app, str(destination.id), destination.organization)
+
+
+def set_status(app: App, destination: Destination, status: DestinationStatus) -> None:
+    """Pause or resume. What is under way when it is paused is finished; nothing new is begun."""
+    with app.engine.begin() as connection:
+        connection.execute(
+            update(WarehouseDestination)
+            .where(WarehouseDestination.id == destination.id)
+            .values(status=status.value, updated_at=func.now())
+        )
+
+
+def remove(app: App, destination: Destination) -> None:
+    """Remove a destination. What it was delivered stays, and so do the records of that.
+
+    Raises:
+        LakehouseError: deliveries of it are under way or wait.
+    """
+    with app.engine.begin() as connection:
+        gone = connection.execute(
+            delete(WarehouseDestination).where(
+                WarehouseDestination.id == destination.id,
+                ~select(WarehouseDelivery.id)
+                .where(WarehouseDelivery.destination_id == destination.id, _open())
+                .exists(),
+            )
+        )
+    if not gone.rowcount:
+        raise LakehouseError(
+            f"{destination.name}: deliveries of it are under way or wait; nothing was removed",
+            f"Pause it, and wait until `lakehouse deliveries list --destination {destination.id}` is empty.",
+        )
+
+
+def reach(app: App, destination: Destination) -> dict[str, Any]:
+    """Reach the destination as a delivery would: open it, check whose it is, write and delete an object.
+
+    Raises:
+        LakehouseError: what does not work, and what to do.
+    """
+    assert destination.organization is not None  # noqa: S101 - only ICEBERG_S3 is delivered to
+    lake = app.lake(destination.organization)
+    lake.check()
+    app.probe_storage()
+    return {"destination": str(destination.id), "target": destination.target, "well": True}
+
+
+def _open() -> Any:
+    return WarehouseDelivery.status != DeliveryStatus.DELIVERED.value
+
+
+def _check_tables(app: App, names: Sequence[str]) -> None:
+    for name in names:
+        if name != ALL_TABLES:
+            app.contract(name)
+
+
+def _set_cadences(connection: Connection, destination: uuid.UUID, cadences: Mapping[str, int | None]) -> None:
+    for table, seconds in cadences.items():
+        if seconds is None:
+            connection.execute(
+                delete(DestinationTable).where(
+                    and_(DestinationTable.destination_id == destination, DestinationTable.table_name == table)
+                )
+            )
+        else:
+            row = upsert(DestinationTable).values(destination_id=destination, table_name=table, cadence_seconds=seconds)
+            connection.execute(
+                row.on_conflict_do_update(
+                    index_elements=["destination_id", "table_name"], set_={"cadence_seconds": seconds}
+                )
+            )
+
+
+def deliveries(
+    app: App,
+    *,
+    organization: str | None = None,
+    table: str | None = None,
+    destination: str | None = None,
+    status: DeliveryStatus | None = None,
+    all_of_them: bool = False,
+    limit: int = 50,
+) -> list[dict[str, Any]]:
+    """Rows of the outbox, newest first; unless asked otherwise only those that are not delivered."""
+    delivery = WarehouseDelivery
+    query = select(delivery.__table__).order_by(delivery.created_at.desc(), delivery.id).limit(limit)
+    if status is not None:
+        query = query.where(delivery.status == status.value)
+    elif not all_of_them:
+        query = query.where(_open())
+    for column, value in (
+        (delivery.organization_id, organization),
+        (delivery.table_name, table),
+        (delivery.destination_id, uuid.UUID(destination) if destination else None),
+    ):
+        if value is not None:
+            query = query.where(or_(column == value))
+    with app.engine.connect() as connection:
+        return [dict(row._mapping) for row in connection.execute(query)]
