@@ -67,10 +67,11 @@ class Scheduler:
             self._watch(engine)
         finally:
             engine.shutdown(wait=True)
-            if self._lease is not None:
-                self.app.leases.drop([self._lease])
+            if (lease := self._lease) is not None:
+                self._lease = None
+                self.app.leases.drop([lease])
                 # At once due for whoever waits to lead.
-                tasks.finish(self.app.engine, self._lease, again_in=0)
+                tasks.finish(self.app.engine, lease, again_in=0)
 
     @property
     def leading(self) -> bool:

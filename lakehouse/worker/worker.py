@@ -18,6 +18,7 @@ from lakehouse.capture.source import SourceTableMissing
 from lakehouse.executor import LocalProcesses
 from lakehouse.observe.events import describe
 from lakehouse.outbox import deliveries, tasks
+from lakehouse.outbox.retry import decide
 from lakehouse.sync import CAPTURE, LakeTables, TableResult, capture_table, land_claimed
 from lakehouse.worker.plan import MAINTAIN
 
@@ -109,7 +110,10 @@ class Worker:
                 self._backfill(task, task.table)
             else:
                 self._maintain(task, task.table)
-        except Exception as error:  # noqa: BLE001 - noted with the task by now; the worker goes on
+        except Exception as error:  # noqa: BLE001 - noted with the task; the worker goes on
+            work = self.app.settings.work
+            # Where the work has given the task back already, this changes nothing.
+            tasks.fail(self.app.engine, task.lease, decide(error, task.attempts + 1, work), work.retry_max_seconds)
             self._unexpected(f"{task.kind}:{task.table}", error)
         finally:
             with self._lock:
