@@ -17,6 +17,7 @@ from lakehouse.backfill import record
 from lakehouse.backfill.ranges import estimated_rows, key_ranges
 from lakehouse.backfill.record import BackfillState, FirstPosition, RangeState
 from lakehouse.backfill.worker import RangeResult, RangeTask, read_range
+from lakehouse.capture.fence import same_source
 from lakehouse.capture.position import Snapshot
 from lakehouse.capture.source import HotTable, check_table, describe, identify
 from lakehouse.capture.xmin import prune_bound
@@ -111,8 +112,11 @@ def _backfill(
         hot = describe(catalog, contract)
         check_table(contract, hot)
         state = record.running(app.engine, contract.table)
-        if state is not None and state.first.fingerprint != hot.fingerprint(contract)[0]:
-            # What the table looks like changed: what was read so far is of another shape.
+        present = identify(catalog, hot, app.settings.source.address)
+        if state is not None and (
+            state.first.fingerprint != hot.fingerprint(contract)[0] or not same_source(state.first.source, present)
+        ):
+            # What the table looks like changed, or whose it is: what was read so far cannot stand beside the rest.
             record.abandon(app.engine, state.id)
             state = None
         if state is None:
@@ -170,7 +174,7 @@ def _begin(
     first = FirstPosition(
         fingerprint=columns,
         labels=labels,
-        source=identify(catalog, hot),
+        source=identify(catalog, hot, app.settings.source.address),
         # Before the first snapshot, or a transaction that is open now could be missed.
         bound=prune_bound(catalog) if watermarked else None,
     )

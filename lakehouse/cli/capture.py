@@ -290,6 +290,9 @@ def _show(results: list[TableResult], *, as_json: bool) -> None:
                 numbers=("upserts", "deletes", "snapshots", "files", "bytes"),
             )
         )
+    for r in results:
+        for note in r.notes:
+            stderr.print(f"note: {r.table}: every row was compared: {note}", markup=False, soft_wrap=True)
     _errors({r.table: r.errors for r in results})
 
 
