@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from catalog.tables import ensure_table
+from lakehouse.adopt import note_reconciled
 from lakehouse.app import App
 from lakehouse.capture.position import Position
 from lakehouse.capture.protocol import Group, OpenWindow, Plan, WindowKind
@@ -52,6 +53,8 @@ class TableResult:
     files: int = 0
     snapshots: dict[str, int] = field(default_factory=dict)
     settled: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Why everything was read again, where it was."""
     waiting: list[str] = field(default_factory=list)
     """Organizations that were never backfilled."""
     errors: dict[str, LakehouseError] = field(default_factory=dict)
@@ -123,6 +126,7 @@ def _sync(app: App, contract: Contract, result: TableResult, reconcile: bool | N
         active = {o: c for o, c in cursors.items() if o in enrolled}
         if active:
             _window(app, contract, tables, active, result, reconcile)
+            note_reconciled(app, [contract.table])
     except Exception as error:
         noted = error
         raise
@@ -214,6 +218,12 @@ def _window(
         captured_at = max([window.captured_at, *(c.captured_at for c in cursors.values())])
         result.window, result.captured_at = str(window_id), captured_at
         result.reconciled = any(plan.reconcile for plan in window.plans)
+        result.notes = sorted({plan.because for plan in window.plans if plan.because})
+        for plan in window.plans:
+            if plan.because:
+                app.events.emit(
+                    "recapture", table=contract.table, organizations=len(plan.group.organizations), because=plan.because
+                )
         counter = _SequenceCounter({o: c.sequence for o, c in cursors.items()})
         stager = Stager(
             contract,
@@ -241,6 +251,7 @@ def _window(
                         )
         positions = {o: window.next_position(plan) for plan in window.plans for o in plan.group.organizations}
     result.errors |= {o: v.error(contract) for o, v in window.violations.items()}
+    result.errors |= window.refused
     result.errors |= stager.failures
     staged = [
         StagedShare(

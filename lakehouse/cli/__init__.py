@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from lakehouse.cli import capture, demo, read, setup
+from lakehouse.cli import adopt, capture, demo, lakes, read, setup
 from schemas.errors import LakehouseError
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ app = typer.Typer(
 setup.register(app)
 capture.register(app)
 read.register(app)
+lakes.register(app)
+adopt.register(lakes.lake_app)
 demo.register(app)
 
 

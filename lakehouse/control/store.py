@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from federation.kinds import DeliveryStatus, DestinationKind
 from lakehouse.capture.position import Position
-from lakehouse.control.models import Cursor, Lake, Landing, WarehouseDelivery, WarehouseDestination, Window
+from lakehouse.control.models import Adoption, Cursor, Lake, Landing, WarehouseDelivery, WarehouseDestination, Window
 from lakehouse.landing.cursor import Inventory, LakeCursor
 from lakehouse.landing.staging import Share
 
@@ -317,3 +317,29 @@ def forget_cursor(engine: Engine, organization: str, table: str) -> None:
     """Forget where an organization stands (its lake table remembers)."""
     with engine.begin() as connection:
         connection.execute(delete(Cursor).where(Cursor.organization_id == organization, Cursor.table_name == table))
+
+
+def record_adoption(
+    engine: Engine,
+    organization: str,
+    table: str,
+    record: Mapping[str, Any],
+    cursor: LakeCursor,
+    *,
+    snapshot_id: int | None,
+    now: datetime,
+) -> None:
+    """Who adopted a lake table, why, and the cursor to go on from, in one transaction. `record`: as in the lake."""
+    with engine.begin() as connection:
+        connection.execute(
+            insert(Adoption).values(
+                id=uuid.UUID(record["id"]),
+                organization_id=organization,
+                table_name=table,
+                reason=record["reason"],
+                adopted_by=record["by"],
+                before=record["before"],
+                after=record["after"],
+            )
+        )
+        _save_cursor(connection, organization, table, cursor, snapshot_id, now if snapshot_id else None)
