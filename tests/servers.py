@@ -35,7 +35,7 @@ def restore(server: EmbeddedPostgres, copy: Path) -> None:
 
 def clone(copy: Path, original: EmbeddedPostgres) -> EmbeddedPostgres:
     """A second server on a copy of another's data, on a port of its own. The caller stops it."""
-    other = EmbeddedPostgres()
+    other = EmbeddedPostgres(settings={"autovacuum": "off"})
     other.start()
     other.stop(keep=True)
     shutil.rmtree(other._data)

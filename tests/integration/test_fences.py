@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from lakehouse.adopt import adopt_tables, archiving_allowed, find_differences
@@ -25,8 +26,8 @@ REASON = "the outage of 3 March"
 
 @pytest.fixture
 def source() -> Iterator[EmbeddedPostgres]:
-    """A source of the test's own: it is stopped, copied, promoted."""
-    with EmbeddedPostgres() as server:
+    """A source of the test's own: it is stopped, copied, promoted. Nobody but the test takes transaction ids."""
+    with EmbeddedPostgres(settings={"autovacuum": "off"}) as server:
         server.create_database("app")
         yield server
 
@@ -216,6 +217,36 @@ def test_a_restore_that_has_caught_up_with_the_lake_is_compared(source: Embedded
     house.assert_equal("events")
 
 
+@pytest.mark.parametrize("max_seen", [0, 10_000])
+def test_an_id_that_names_another_transaction_now_hides_nothing(
+    source: EmbeddedPostgres, house: Lakehouse, max_seen: int
+) -> None:
+    update = "UPDATE ingested_events SET severity = %s WHERE id = 'org-a-e5' RETURNING pg_current_xact_id()::text::int"
+    house.reopen(CAPTURE__MAX_SEEN=str(max_seen))
+    fill(house)
+    copy = cold_copy(source, "backup")
+    house.sync_ok("events")
+    with psycopg.connect(house.hot_url) as open_one, house.hot() as hot:
+        open_one.execute("SELECT pg_current_xact_id()")
+        (old,) = hot.execute(update, ["LOW"]).fetchone() or (0,)
+        assert house.sync_ok("events").upserts == {"org-a": 1}
+        # Either the position names the id, or the lake is asked.
+        position = (read_cursor(house.lake_table("events", "org-a")) or pytest.fail("no cursor")).position
+        assert (position.seen, position.repeats) == (((), True) if max_seen == 0 else ((old,), False))
+    restore(source, copy)
+    with psycopg.connect(house.hot_url) as open_one, psycopg.connect(house.hot_url) as late, house.hot() as hot:
+        (first,) = open_one.execute("SELECT pg_current_xact_id()::text::int").fetchone() or (0,)
+        assert first < old
+        while first < old - 1:
+            (first,) = hot.execute("SELECT pg_current_xact_id()::text::int").fetchone() or (old,)
+        assert late.execute(update, ["HIGH"]).fetchone() == (old,)
+        hot.execute("SELECT pg_current_xact_id()")
+        assert not house.sync("events").errors, "it has caught up: compared, not refused"
+        late.commit()
+        assert house.sync_ok("events", reconcile=False).upserts == {"org-a": 1}
+    house.assert_equal("events")
+
+
 def test_a_cloned_staging_copy(source: EmbeddedPostgres, house: Lakehouse) -> None:
     fill(house)
     other = clone(cold_copy(source, "backup"), source)
@@ -281,8 +312,6 @@ class EmbeddedPostgresSession:
     """A superuser's connection to the server's own database."""
 
     def __init__(self, server: EmbeddedPostgres) -> None:
-        import psycopg
-
         self.connection = psycopg.connect(server.url(), autocommit=True)
 
     def __enter__(self) -> Any:
