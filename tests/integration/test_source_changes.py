@@ -17,8 +17,9 @@ from tests.support import Lakehouse, host_tables, insert_events, local_variables
 
 NOTES = """
 CREATE TYPE mood AS ENUM ('calm', 'cross');
-CREATE TABLE notes (id bigint PRIMARY KEY, organization_id text NOT NULL, at timestamptz NOT NULL,
-                    word text, feeling mood DEFAULT 'calm', extra varchar(20), long text GENERATED ALWAYS AS (word || '!') VIRTUAL);
+CREATE TABLE notes (id bigint PRIMARY KEY, organization_id text NOT NULL, at timestamptz NOT NULL, word text,
+                    feeling mood DEFAULT 'calm', extra varchar(20),
+                    long text GENERATED ALWAYS AS (word || '!') VIRTUAL);
 INSERT INTO notes SELECT n, 'org-a', timestamptz '2026-01-02' + n * interval '1 hour', 'w' || n, 'calm', 'x'
 FROM generate_series(1, 20) n;
 """
