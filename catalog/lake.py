@@ -119,6 +119,30 @@ class Lake:
                 ) from error
         self.check_marks(f"namespace {self.namespace}", properties)
 
+    def owner(self) -> str | None:
+        """The installation whose mark stands at the namespace; None where there is no namespace or no mark."""
+        from pyiceberg.exceptions import NoSuchNamespaceError
+
+        with lake_errors(f"namespace {self.namespace}"):
+            try:
+                return self.catalog.load_namespace_properties(self.namespace).get(INSTALLATION_PROPERTY)
+            except NoSuchNamespaceError:
+                return None
+
+    def take_over(self) -> None:
+        """Put our installation's mark at the namespace: from then on its former owner writes nothing here.
+
+        Raises:
+            OwnershipError: the namespace is another organization's.
+        """
+        found = self.owner()
+        if found == self.installation:
+            return
+        if found is not None:
+            Lake(self.catalog, self.address, self.organization_id, found).check()
+        with lake_errors(f"namespace {self.namespace}"):
+            self.catalog.update_namespace_properties(self.namespace, updates={INSTALLATION_PROPERTY: self.installation})
+
     def check_marks(self, where: str, properties: Mapping[str, str]) -> None:
         """Compare the owner's marks that stand at a namespace or table with ours."""
         for mark, ours, setting in (
@@ -129,5 +153,6 @@ class Lake:
             if found != ours:
                 raise OwnershipError(
                     f"{where}: its {mark} is {found!r}, ours is {ours!r}: it is another's, and nothing was written",
-                    f"Check {setting} and the warehouse and catalog in [lake]: each installation has its own lake.",
+                    f"Check {setting} and the warehouse and catalog in [lake]: each installation has its own lake. "
+                    "Only if the other will never write here again: `lakehouse lake adopt --reason …`.",
                 )

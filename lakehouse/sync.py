@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from catalog.tables import ensure_table
 from federation.kinds import DestinationKind
+from lakehouse.adopt import note_reconciled
 from lakehouse.app import App
 from lakehouse.capture.position import Position
 from lakehouse.capture.protocol import Group, OpenWindow, Plan, WindowKind
@@ -39,15 +40,13 @@ from lakehouse.outbox import deliveries, tasks
 from lakehouse.outbox.deliveries import ClaimedDelivery
 from lakehouse.outbox.lease import Lease, LeaseLostError
 from lakehouse.outbox.retry import decide
-from lakehouse.outbox.tasks import ClaimedTask
+from lakehouse.outbox.tasks import CAPTURE, ClaimedTask
 from schemas.contract import Contract
 from schemas.errors import LakehouseError, Retry
 from schemas.lake_columns import DELETE
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table
-
-CAPTURE = "capture"
 
 
 @dataclass
@@ -67,6 +66,8 @@ class TableResult:
     snapshots: dict[str, int] = field(default_factory=dict)
     settled: list[str] = field(default_factory=list)
     """Organizations whose earlier share, left behind by somebody, was landed or found in the lake."""
+    notes: list[str] = field(default_factory=list)
+    """Why everything was read again, where it was."""
     landing: list[str] = field(default_factory=list)
     """Organizations that no window reads now: a share of theirs is under way or waits for its retry."""
     waiting: list[str] = field(default_factory=list)
@@ -173,6 +174,7 @@ def capture_table(
         return
     tasks.finish(app.engine, task.lease)
     land_all(app, contract, tables, staged, result)
+    note_reconciled(app, [contract.table])
 
 
 def land_waiting(app: App, contract: Contract, result: TableResult) -> None:
@@ -262,6 +264,12 @@ def _window(
         captured_at = max([window.captured_at, *(c.captured_at for c in cursors.values())])
         result.window, result.captured_at = str(window_id), captured_at
         result.reconciled = any(plan.reconcile for plan in window.plans)
+        result.notes = sorted({plan.because for plan in window.plans if plan.because})
+        for plan in window.plans:
+            if plan.because:
+                app.events.emit(
+                    "recapture", table=contract.table, organizations=len(plan.group.organizations), because=plan.because
+                )
         counter = _SequenceCounter({o: c.sequence for o, c in cursors.items()})
         stager = Stager(
             contract,
@@ -289,6 +297,7 @@ def _window(
                         )
         positions = {o: window.next_position(plan) for plan in window.plans for o in plan.group.organizations}
         failures |= {o: v.error(contract) for o, v in window.violations.items()}
+        failures |= window.refused
         failures |= stager.failures
         event |= {
             "read": window.plans[0].kind.value,

@@ -17,6 +17,7 @@ from lakehouse.backfill import record
 from lakehouse.backfill.ranges import estimated_rows, key_ranges
 from lakehouse.backfill.record import BackfillState, FirstPosition, RangeState
 from lakehouse.backfill.worker import RangeResult, RangeTask, read_range
+from lakehouse.capture.fence import same_source
 from lakehouse.capture.position import Snapshot
 from lakehouse.capture.source import HotTable, check_table, describe, identify
 from lakehouse.capture.xmin import prune_bound
@@ -29,7 +30,7 @@ from lakehouse.landing.parquet import StagedFile
 from lakehouse.outbox import tasks
 from lakehouse.outbox.lease import Lease, LeaseLostError
 from lakehouse.outbox.retry import decide
-from lakehouse.outbox.tasks import ClaimedTask
+from lakehouse.outbox.tasks import BACKFILL, ClaimedTask
 from lakehouse.sync import LakeTables, control_broke_off
 from schemas.contract import Contract
 from schemas.errors import LakehouseError, Retry
@@ -37,7 +38,6 @@ from schemas.errors import LakehouseError, Retry
 if TYPE_CHECKING:
     import psycopg
 
-BACKFILL = "backfill"
 Progress = Callable[[int, int], None]
 """Called with rows read by this run so far and rows expected in all."""
 
@@ -168,8 +168,11 @@ class _Run:
             hot = describe(catalog, contract)
             check_table(contract, hot)
             state = record.running(app.engine, contract.table)
-            if state is not None and state.first.fingerprint != hot.fingerprint(contract)[0]:
-                # What the table looks like changed: what was read so far is of another shape.
+            present = identify(catalog, hot, app.settings.source.address)
+            if state is not None and (
+                state.first.fingerprint != hot.fingerprint(contract)[0] or not same_source(state.first.source, present)
+            ):
+                # What the table looks like changed, or whose it is: what was read so far cannot stand beside the rest.
                 record.abandon(app.engine, state.id)
                 state = None
             resumed = state is not None
@@ -337,7 +340,7 @@ def _begin(
     first = FirstPosition(
         fingerprint=columns,
         labels=labels,
-        source=identify(catalog, hot),
+        source=identify(catalog, hot, app.settings.source.address),
         # Before the first snapshot, or a transaction that is open now could be missed.
         bound=prune_bound(catalog) if watermarked else None,
     )

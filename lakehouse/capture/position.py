@@ -25,12 +25,41 @@ TOO_OLD = 10**9
 
 @dataclass(frozen=True)
 class SourceIdentity:
-    """What a database cannot have in common with another, as far as it knows itself."""
+    """Which table of which database was read. Empty text: not known, written by an earlier version; not compared.
+
+    `address` comes from the settings: a cloned database is identical inside. `storage`: the files that hold the
+    rows (TRUNCATE and every rewrite give new ones). `started`: when the server began, in seconds: after a start
+    the database may have lost its last transactions, or be an older copy of itself.
+    """
 
     system_identifier: str
     timeline: str
     database_oid: int
     table_oid: int
+    address: str = ""
+    storage: str = ""
+    started: str = ""
+
+    def same_history(self, other: SourceIdentity) -> bool:
+        """Whether a transaction id means the same transaction in both."""
+        return all(
+            a == b or "" in (a, b)
+            for a, b in (
+                (self.system_identifier, other.system_identifier),
+                (self.timeline, other.timeline),
+                (self.database_oid, other.database_oid),
+                (self.started, other.started),
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """A person said that the lake goes on from this source, as it stood then; the next window compares all of it."""
+
+    id: str
+    source: SourceIdentity
+    xmax: int
 
 
 @dataclass(frozen=True)
@@ -41,7 +70,8 @@ class Position:
     an exact sweep starts there. `bound`: rows stamped before it cannot be new (None: do not prune).
     `repeats`: the next window may meet rows that the lake holds already and must ask it (after a backfill,
     after part of a landing, when `seen` was too long). `columns`, `labels`: what exported content depends on
-    without a row being touched. `reconciled_at` does not keep organizations apart: the oldest of a group counts.
+    without a row being touched. `adoption`: set by `lakehouse lake adopt`, until the next window has compared
+    everything. `reconciled_at` does not keep organizations apart: the oldest of a group counts.
     """
 
     xmin: int
@@ -54,6 +84,7 @@ class Position:
     labels: tuple[tuple[str, str], ...]
     source: SourceIdentity
     method: str = "xmin"
+    adoption: Adoption | None = None
     reconciled_at: datetime | None = dataclasses.field(default=None, compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -71,6 +102,8 @@ class Position:
         values["seen"] = tuple(values["seen"])
         values["labels"] = tuple(sorted(values["labels"].items()))
         values["source"] = SourceIdentity(**values["source"])
+        if adoption := values.get("adoption"):
+            values["adoption"] = Adoption(**{**adoption, "source": SourceIdentity(**adoption["source"])})
         return cls(**values)
 
 

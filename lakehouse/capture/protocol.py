@@ -6,7 +6,7 @@ position's meaning; whoever lands rows only stores it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lakehouse.capture.position import Position, Snapshot
     from lakehouse.capture.projection import Violation
     from schemas.contract import Contract
+    from schemas.errors import LakehouseError
 
 
 CONTENT_HASH = "_content_hash"
@@ -34,7 +35,7 @@ class WindowKind(StrEnum):
     """Rows since the last exact read, not pruned, minus what the lake holds already."""
     RECAPTURE = "recapture"
     """Every row, minus what the lake shows already: what the contract exports changed without rows being touched,
-    the table is another one or has a new partition, or the position is too old."""
+    the table is another one or has a new partition, or ids cannot be trusted (`lakehouse.capture.fence`)."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Plan:
     lower: int | None
     """64-bit transaction id from which rows are read; None reads every row."""
     reconcile: bool
+    because: str = ""
+    """Why everything is read again, in words; empty where nothing out of the ordinary was found."""
 
 
 class OpenWindow(Protocol):
@@ -66,6 +69,8 @@ class OpenWindow(Protocol):
     plans: Sequence[Plan]
     violations: dict[str, Violation]
     """Organizations that broke the contract, filled while rows are read; their share is not to be landed."""
+    refused: Mapping[str, LakehouseError]
+    """Organizations whose lake was made from another source than this; no plan is theirs."""
 
     def rows(self, plan: Plan) -> Iterator[pa.RecordBatch]:
         """The group's new rows: the contract's columns in lake types, then `_xmin`. Read to the end."""
@@ -92,5 +97,6 @@ class CaptureMethod(Protocol):
 
         Raises:
             SourceError, ContractViolation: the table cannot be captured; nothing was read.
+            SourceRefused: it is not the source that any of the groups was read from.
         """
         ...

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
-from lakehouse.capture.position import Position, SourceIdentity
+from lakehouse.capture.position import SourceIdentity
 from lakehouse.capture.projection import base_type
 from lakehouse.settings import SourceSettings
 from schemas.contract import Contract
@@ -58,6 +58,7 @@ class HotColumn:
     type: str
     not_null: bool
     generated: str
+    default: str
     labels: tuple[tuple[str, str], ...]
 
 
@@ -73,11 +74,15 @@ class HotTable:
     partitions: tuple[int, ...]
     row_security: bool
     readable: bool
+    storage: str
+    """Which files hold its rows; new ones after TRUNCATE and whatever else rewrites the table."""
 
     def fingerprint(self, contract: Contract) -> tuple[str, tuple[tuple[str, str], ...]]:
-        """What exported content depends on without a row being touched: columns, and enum labels by their oid."""
+        """What exported content depends on without a row being touched: columns with their defaults, and enum
+        labels by their oid."""
         used = [self.columns[c.source] for c in contract.columns]
-        shape = [(c.name, c.number, c.type, c.generated) for c in used]
+        # A changed default changes no stored row, but one that came with its column (ADD COLUMN … DEFAULT) does.
+        shape = [(c.name, c.number, c.type, c.generated, c.default) for c in used]
         exported = [(c.id, c.name, c.source, str(c.type)) for c in contract.columns]
         # An attached partition brings rows that no transaction since the last window wrote.
         digest = hashlib.sha256(json.dumps([shape, exported, self.partitions]).encode()).hexdigest()[:32]
@@ -197,10 +202,11 @@ def describe(connection: psycopg.Connection[Any], contract: Contract) -> HotTabl
     """
     found = connection.execute(
         "SELECT c.oid::bigint, c.relkind::text, p.rows::bigint, p.bytes::bigint, p.leaves, "
-        "row_security_active(c.oid), has_table_privilege(c.oid, 'SELECT') "
+        "row_security_active(c.oid), has_table_privilege(c.oid, 'SELECT'), p.storage "
         "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL ("
         "  SELECT sum(greatest(l.reltuples, 0)) AS rows, sum(pg_relation_size(l.oid)) AS bytes, "
-        "         array_agg(l.oid::bigint ORDER BY l.oid) FILTER (WHERE l.oid <> c.oid) AS leaves "
+        "         array_agg(l.oid::bigint ORDER BY l.oid) FILTER (WHERE l.oid <> c.oid) AS leaves, "
+        "         string_agg(pg_relation_filenode(l.oid)::text, ' ' ORDER BY l.oid) AS storage "
         "  FROM pg_class l WHERE l.oid = c.oid AND c.relkind <> 'p' "
         "     OR c.relkind = 'p' AND l.oid IN (SELECT relid FROM pg_partition_tree(c.oid) WHERE isleaf)) p "
         "WHERE n.nspname = %s AND c.relname = %s",
@@ -214,11 +220,12 @@ def describe(connection: psycopg.Connection[Any], contract: Contract) -> HotTabl
             else "Was it renamed? Mend `source` in the contract, or grant USAGE on its schema.",
             retry=Retry.MANUAL,
         )
-    oid, kind, rows, heap, leaves, secured, readable = found
+    oid, kind, rows, heap, leaves, secured, readable, storage = found
     columns = connection.execute(
         """
         SELECT a.attname, a.attnum, format_type(a.atttypid, a.atttypmod), a.attnotnull,
                CASE WHEN a.attgenerated <> '' THEN a.attgenerated::text || pg_get_expr(d.adbin, d.adrelid) ELSE '' END,
+               CASE WHEN a.attgenerated = '' THEN coalesce(pg_get_expr(d.adbin, d.adrelid), '') ELSE '' END,
                (SELECT array_agg(e.oid::text || '=' || e.enumlabel ORDER BY e.oid) FROM pg_enum e
                 WHERE e.enumtypid IN (t.oid, t.typelem))
         FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
@@ -231,14 +238,15 @@ def describe(connection: psycopg.Connection[Any], contract: Contract) -> HotTabl
         oid=oid,
         kind=kind,
         columns={
-            name: HotColumn(name, number, kind_, not_null, generated, tuple(_pair(x) for x in labels or ()))
-            for name, number, kind_, not_null, generated, labels in columns
+            name: HotColumn(name, number, kind_, not_null, generated, default, tuple(_pair(x) for x in labels or ()))
+            for name, number, kind_, not_null, generated, default, labels in columns
         },
         rows=rows or 0,
         bytes=heap or 0,
         partitions=tuple(leaves or ()),
         row_security=secured,
         readable=readable,
+        storage=hashlib.sha256((storage or "").encode()).hexdigest()[:16],
     )
 
 
@@ -282,37 +290,25 @@ def _same_type(actual: str, expected: str, *, decimal: bool) -> bool:
     return actual == expected if decimal else base_type(actual) == base_type(expected)
 
 
-def identify(connection: psycopg.Connection[Any], hot: HotTable) -> SourceIdentity:
-    """Which database this is. On a standby the timeline is the one being replayed."""
+def identify(connection: psycopg.Connection[Any], hot: HotTable, address: str) -> SourceIdentity:
+    """Which table of which database this is; `address` as the settings have it, without credentials.
+
+    On a standby the timeline is the one being replayed.
+    """
     row = connection.execute(
         "SELECT (SELECT system_identifier::text FROM pg_control_system()), "
         "CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id::text FROM pg_control_checkpoint()) "
         "ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint::text END, "
-        "(SELECT oid::bigint FROM pg_database WHERE datname = current_database())"
+        "(SELECT oid::bigint FROM pg_database WHERE datname = current_database()), "
+        "extract(epoch FROM pg_postmaster_start_time())::text"
     ).fetchone()
     assert row is not None  # noqa: S101 - the query has no FROM
-    return SourceIdentity(row[0], row[1], row[2], hot.oid)
-
-
-def check_identity(contract: Contract, position: Position, identity: SourceIdentity, xmax: int) -> None:
-    """Check that the position was made by this database.
-
-    Raises:
-        SourceError: another system, timeline or database, or one that is behind the position.
-    """
-    for name in ("system_identifier", "timeline", "database_oid"):
-        before, now = getattr(position.source, name), getattr(identity, name)
-        if before != now:
-            raise SourceError(
-                f"{contract.source_name}: the source is another one than before: {name} was {before}, is {now}",
-                "A clone, a restore or a failover: windows would be wrong, so nothing is captured. Point "
-                "LAKEHOUSE_SOURCE__URL at the database that the lake was made from.",
-                retry=Retry.NEVER,
-            )
-    if xmax < position.xmax:
-        raise SourceError(
-            f"{contract.source_name}: the source is behind the lake: its next transaction is {xmax}, "
-            f"the last window saw {position.xmax}",
-            "It was restored to an earlier time: nothing is captured from it.",
-            retry=Retry.NEVER,
-        )
+    return SourceIdentity(
+        system_identifier=row[0],
+        timeline=row[1],
+        database_oid=row[2],
+        table_oid=hot.oid,
+        address=address,
+        storage=hot.storage,
+        started=row[3],
+    )

@@ -11,7 +11,7 @@ Cannot see: a row that was inserted and deleted, or versions that came and went,
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
-from lakehouse.capture.position import TOO_OLD, XID_SPACE, Position, Snapshot, SourceIdentity, new_ids, still_new
+from lakehouse.capture.fence import SourceRefused, Verdict, judge, refusal
+from lakehouse.capture.position import XID_SPACE, Position, Snapshot, SourceIdentity, new_ids, still_new
 from lakehouse.capture.projection import Violation, select_list, to_lake
 from lakehouse.capture.protocol import CONTENT_HASH, Group, Plan, WindowKind
-from lakehouse.capture.source import Source, SourceError, check_identity, check_table, describe, identify
+from lakehouse.capture.source import Source, SourceError, check_table, describe, identify
 from lakehouse.clock import Clock
 from lakehouse.failpoints import failpoint
 from lakehouse.settings import CaptureSettings
 from schemas.canonical import postgres_hash
 from schemas.contract import Contract
-from schemas.errors import Retry
+from schemas.errors import LakehouseError, Retry
 from schemas.lake_columns import XMIN
 
 if TYPE_CHECKING:
@@ -62,11 +63,10 @@ class XminCapture:
             with transaction(cursor, contract):
                 hot = describe(catalog, contract)
                 check_table(contract, hot)
-                identity = identify(catalog, hot)
+                identity = identify(catalog, hot, self.source.settings.address)
                 snapshot, captured_at = self._snapshot(cursor)
                 failpoint("capture.before_read")
-                for group in groups:
-                    check_identity(contract, group.position, identity, snapshot.xmax)
+                refused, accepted = refuse_groups(contract, groups, identity, snapshot)
                 prunable = self.settings.prune and prunable_by(catalog, contract, hot) is not None
                 yield XminWindow(
                     contract=contract,
@@ -74,8 +74,9 @@ class XminCapture:
                     captured_at=captured_at,
                     plans=[
                         self._plan(g, contract, hot, identity, snapshot, captured_at, prunable, reconcile)
-                        for g in groups
+                        for g in accepted
                     ],
+                    refused=refused,
                     cursor=cursor,
                     prune=prunable,
                     bound=bound,
@@ -102,14 +103,16 @@ class XminCapture:
         forced: bool | None,
     ) -> Plan:
         position = group.position
+        judgement = judge(position, identity, snapshot)
+        if judgement.verdict is not Verdict.SAME:
+            return Plan(group, WindowKind.RECAPTURE, False, None, reconcile=True, because=judgement.detail)
         columns, labels = hot.fingerprint(contract)
-        changed = columns != position.columns or not set(position.labels) <= set(labels)
-        # Another table under the same name: its rows may be older than the position, and new to the lake.
-        changed = changed or position.source.table_oid != identity.table_oid
-        if changed or snapshot.xmax - position.xmin > TOO_OLD or snapshot.xmax - position.exact_xmin > TOO_OLD:
-            return Plan(group, WindowKind.RECAPTURE, ask_lake=False, lower=None, reconcile=forced is not False)
+        if columns != position.columns or not set(position.labels) <= set(labels):
+            why = "columns, defaults or enum labels changed, or partitions, or what the contract exports"
+            return Plan(group, WindowKind.RECAPTURE, False, None, reconcile=forced is not False, because=why)
         period = timedelta(seconds=self.settings.reconcile_every_seconds)
-        due = position.reconciled_at is None or now - position.reconciled_at >= period
+        # A clock that was set back must not put off the comparison for as long as it was ahead.
+        due = position.reconciled_at is None or abs(now - position.reconciled_at) >= period
         reconcile = due if forced is None else forced
         if prunable and not reconcile and position.bound is not None:
             return Plan(group, WindowKind.WINDOW, ask_lake=position.repeats, lower=position.xmin, reconcile=False)
@@ -138,14 +141,17 @@ class XminWindow:
     fingerprint: tuple[str, tuple[tuple[str, str], ...]]
     identity: SourceIdentity
     tenant_type: str
+    refused: Mapping[str, LakehouseError] = field(default_factory=dict)
     violations: dict[str, Violation] = field(default_factory=dict)
     _seen: set[int] = field(default_factory=set)
 
     def rows(self, plan: Plan) -> Iterator[pa.RecordBatch]:
         """See `OpenWindow.rows`."""
-        self._seen |= still_new(plan.group.position.seen, self.snapshot)
         # Read again in full: with its content's hash, so that what the lake shows already is not landed again.
         hashed = plan.kind is WindowKind.RECAPTURE
+        if not hashed:
+            # What is read in full names every id anew; after a failover an old one may be another transaction's.
+            self._seen |= still_new(plan.group.position.seen, self.snapshot)
         extra = sql.SQL(", {} AS {}").format(
             sql.SQL(postgres_hash(self.contract, alias="t")), sql.Identifier(CONTENT_HASH)
         )
@@ -227,6 +233,27 @@ class XminWindow:
                 )
             )
         return conditions
+
+
+def refuse_groups(
+    contract: Contract, groups: Sequence[Group], identity: SourceIdentity, snapshot: Snapshot
+) -> tuple[dict[str, SourceRefused], list[Group]]:
+    """Errors by organization of the groups that were read from another source, and the groups that were not.
+
+    Raises:
+        SourceRefused: none is left.
+    """
+    judged = [(group, judge(group.position, identity, snapshot)) for group in groups]
+    accepted = [group for group, found in judged if found.verdict is not Verdict.REFUSE]
+    refused = {
+        organization: refusal(contract.source_name, found)
+        for group, found in judged
+        if found.verdict is Verdict.REFUSE
+        for organization in group.organizations
+    }
+    if not accepted and refused:
+        raise next(iter(refused.values()))
+    return refused, accepted
 
 
 def tenant_condition(contract: Contract, organizations: Sequence[str], tenant_type: str) -> sql.Composable:

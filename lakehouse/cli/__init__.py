@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from lakehouse.cli import capture, demo, destinations, read, run, setup
+from lakehouse.cli import adopt, capture, demo, destinations, lakes, read, run, setup
 from schemas.errors import LakehouseError
 
 app = typer.Typer(
@@ -25,6 +25,8 @@ capture.register(app)
 read.register(app)
 run.register(app)
 destinations.register(app)
+lakes.register(app)
+adopt.register(lakes.lake_app)
 demo.register(app)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -224,13 +225,14 @@ def sync(
             signal.signal(number, functools.partial(_stop, stop))
     failed = False
     while not stop.is_set():
-        began = app.clock()
+        # A clock that jumps must not lengthen the pause.
+        began = time.monotonic()
         results = _round(app, contracts, reconcile, stop)
         failed = any(r.errors for r in results)
         _show(results, as_json=as_json)
         if period is None:
             break
-        stop.wait(max(0.0, period - (app.clock() - began).total_seconds()))
+        stop.wait(max(0.0, period - (time.monotonic() - began)))
     if failed:
         raise typer.Exit(1)
 
@@ -289,6 +291,9 @@ def _show(results: list[TableResult], *, as_json: bool) -> None:
                 numbers=("upserts", "deletes", "snapshots", "files", "bytes"),
             )
         )
+    for r in results:
+        for note in r.notes:
+            stderr.print(f"note: {r.table}: every row was compared: {note}", markup=False, soft_wrap=True)
     _errors({r.table: r.errors for r in results})
 
 

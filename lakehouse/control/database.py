@@ -38,8 +38,10 @@ def open_engine(settings: Settings) -> Engine:
     )
 
 
-def connect(settings: Settings) -> Engine:
+def connect(settings: Settings, *, any_owner: bool = False) -> Engine:
     """An engine whose database answers, is migrated to this version, and belongs to this installation.
+
+    `any_owner` leaves the last out: for who is about to take it over.
 
     Raises:
         ControlError: with what to do.
@@ -62,11 +64,12 @@ def connect(settings: Settings) -> Engine:
                 "Run `lakehouse init` with the newest program; an older one cannot use a newer schema.",
             )
         owner = connection.scalar(text("SELECT id FROM installation"))
-    if owner != settings.installation:
+    if owner != settings.installation and not any_owner:
         raise ControlError(
             f"schema {settings.control.schema_name!r} belongs to installation {owner!r}, "
             f"the settings say {settings.installation!r}",
-            "Set LAKEHOUSE_INSTALLATION to the owner's, or LAKEHOUSE_CONTROL__SCHEMA to a schema of your own.",
+            "Set LAKEHOUSE_INSTALLATION to the owner's, or LAKEHOUSE_CONTROL__SCHEMA to a schema of your own. "
+            "Was the installation renamed? `lakehouse lake adopt --reason …`.",
         )
     return engine
 

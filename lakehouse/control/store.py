@@ -18,6 +18,7 @@ from federation.kinds import DeliveryStatus, DestinationKind, DestinationStatus
 from lakehouse.capture.position import Position
 from lakehouse.control.models import (
     ERROR_LENGTH,
+    Adoption,
     Cursor,
     DestinationTable,
     Lake,
@@ -284,3 +285,29 @@ def retry_cursors(
             )
         ).all()
     return [(row.organization_id, row.table_name) for row in rows]
+
+
+def record_adoption(
+    engine: Engine,
+    organization: str,
+    table: str,
+    record: Mapping[str, Any],
+    cursor: LakeCursor,
+    *,
+    snapshot_id: int | None,
+    now: datetime,
+) -> None:
+    """Who adopted a lake table, why, and the cursor to go on from, in one transaction. `record`: as in the lake."""
+    with engine.begin() as connection:
+        connection.execute(
+            insert(Adoption).values(
+                id=uuid.UUID(record["id"]),
+                organization_id=organization,
+                table_name=table,
+                reason=record["reason"],
+                adopted_by=record["by"],
+                before=record["before"],
+                after=record["after"],
+            )
+        )
+        write_cursor(connection, organization, table, cursor, snapshot_id, now if snapshot_id else None)

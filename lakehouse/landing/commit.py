@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from catalog.errors import CatalogError, lake_errors
 from lakehouse.failpoints import failpoint
 from lakehouse.landing.cursor import CURSOR_PROPERTY, LakeCursor, read_cursor
+from lakehouse.landing.history import history_properties
 from lakehouse.landing.parquet import StagedFile, describe_data_file
 from schemas.errors import LakehouseError, Retry
 
@@ -82,11 +83,12 @@ def land(
     fence = before.fence if before else None
     landed: Landed | None = None
     done = _parts_done(table, window)
+    history = history_properties(table, after)
     for number, part in enumerate(parts, start=1):
         last = number == len(parts)
         cursor = dataclasses.replace(after if last else _between_parts(before, after), fence=f"{window}/{number}")
         if number > done:
-            landed = _commit(table, window, number, len(parts), part, fence, cursor, guard)
+            landed = _commit(table, window, number, len(parts), part, fence, cursor, guard, history)
             if not last:
                 failpoint("landing.after_part")
         fence = cursor.fence
@@ -122,6 +124,7 @@ def _commit(
     expected_fence: str | None,
     cursor: LakeCursor,
     guard: Callable[[], None],
+    history: dict[str, str],
 ) -> Landed:
     from pyiceberg.exceptions import CommitFailedException
 
@@ -135,7 +138,7 @@ def _commit(
         failpoint("landing.before_commit")
         guard()
         try:
-            _append(table, window, part, parts, files, cursor)
+            _append(table, window, part, parts, files, cursor, history)
         except CommitFailedException as error:
             # Somebody else committed (maintenance, or another landing): look at the fence and try once more.
             if attempt == ATTEMPTS:
@@ -158,12 +161,20 @@ def _commit(
     raise AssertionError("unreachable")
 
 
-def _append(table: Table, window: str, part: int, parts: int, files: Sequence[StagedFile], cursor: LakeCursor) -> None:
+def _append(
+    table: Table,
+    window: str,
+    part: int,
+    parts: int,
+    files: Sequence[StagedFile],
+    cursor: LakeCursor,
+    history: dict[str, str],
+) -> None:
     # A footer that has to be read back is a round trip to the storage.
     with ThreadPoolExecutor(8, thread_name_prefix="footer") as pool:
         entries = list(pool.map(functools.partial(describe_data_file, table), files))
     with table.transaction() as transaction:
-        transaction.set_properties({CURSOR_PROPERTY: json.dumps(cursor.to_json(), separators=(",", ":"))})
+        transaction.set_properties({CURSOR_PROPERTY: json.dumps(cursor.to_json(), separators=(",", ":"))} | history)
         summary = {
             WINDOW_SUMMARY: window,
             PART_SUMMARY: f"{part}/{parts}",

@@ -16,6 +16,7 @@ from lakehouse.capture.position import HALF_SPACE, XID_SPACE
 from lakehouse.capture.protocol import CONTENT_HASH
 from lakehouse.duck import connect, lake_relation, literal, plain_path, quoted
 from lakehouse.landing.cursor import Inventory, LakeCursor
+from lakehouse.landing.history import read_history
 from schemas.canonical import duckdb_hash
 from schemas.contract import Contract
 from schemas.errors import LakehouseError, Retry
@@ -89,7 +90,10 @@ def unreadable(table: Table, error: Exception) -> LakehouseError:
 def held_versions(
     contract: Contract, storage: Mapping[str, str], tables: Mapping[str, Table], lower: int
 ) -> Iterator[HeldRows]:
-    """What the tables hold as (tenant, event time, key, `_xmin`), at or after the transaction id `lower` (64-bit)."""
+    """What the tables hold as (tenant, event time, key, `_xmin`), at or after the transaction id `lower` (64-bit).
+
+    Only of the source's present history: in an earlier one the same id named another transaction.
+    """
     names = list(dict.fromkeys([contract.tenant, *contract.identity, XMIN]))
     with connect(storage) as connection:
         held = HeldRows(contract, connection, names)
@@ -100,7 +104,7 @@ def held_versions(
                     organization,
                     table,
                     f"SELECT {', '.join(map(quoted, names))} FROM {lake_relation(table.metadata_location)} "
-                    f"WHERE {OP} <> '{DELETE}' "
+                    f"WHERE {OP} <> '{DELETE}' AND {SEQUENCE} > {read_history(table).floor} "
                     f"AND (({XMIN} - {lower % XID_SPACE} + {XID_SPACE}) % {XID_SPACE}) < {HALF_SPACE}",
                 )
         yield held

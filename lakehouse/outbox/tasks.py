@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Engine
 
 
+CAPTURE = "capture"
+BACKFILL = "backfill"
+MAINTAIN = "maintain"
+SCHEDULE = "schedule"
+
+
 @dataclass(frozen=True)
 class ClaimedTask:
     """A task that this process works on."""

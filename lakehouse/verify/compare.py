@@ -16,6 +16,7 @@ from lakehouse.capture.source import HotTable, check_table, describe
 from lakehouse.capture.xmin import stream, tenant_condition, transaction
 from lakehouse.control import store
 from lakehouse.duck import connect, literal, plain_path, quoted
+from lakehouse.landing.history import read_history
 from schemas.canonical import duckdb_field_text, duckdb_hash, postgres_field_text, postgres_hash
 from schemas.contract import Contract
 from schemas.errors import LakehouseError
@@ -58,7 +59,7 @@ class Comparison:
     extra: int = 0
     content: int = 0
     repeated: int = 0
-    """Versions that landed more than once: same key, same transaction, same content."""
+    """Versions that landed more than once in one history of the source: same key, same transaction, same content."""
     differences: list[Difference] = field(default_factory=list)
     error: LakehouseError | None = None
 
@@ -207,7 +208,10 @@ def _compare(
             comparison.repeated = _one(
                 duck,
                 f"SELECT coalesce(sum(n - 1), 0)::BIGINT FROM (SELECT count(*) AS n FROM versions "
-                f"WHERE {OP} = '{UPSERT}' GROUP BY {columns}, {XMIN}, {HASH} HAVING count(*) > 1)",
+                # After a restore an old version can come back, with its old transaction id: another history.
+                f"WHERE {OP} = '{UPSERT}' GROUP BY {columns}, {XMIN}, {HASH}, "
+                f"len(list_filter({list(read_history(table).floors)}::BIGINT[], f -> f < {SEQUENCE})) "
+                "HAVING count(*) > 1)",
             )
     pending = "false" if position is None else _pending(position)
     join = " AND ".join(f"h.{quoted(n)} = l.{quoted(n)}" for n in names)
@@ -245,8 +249,12 @@ def _files(duck: duckdb.DuckDBPyConnection, contract: Contract, table: Table) ->
     Not `iceberg_scan`: it believes the file sizes in the manifests, so a rewritten file would be an error that
     names no row. Columns go by name, which a contract never changes; a file from before a column has nulls.
     """
-    paths = ", ".join(literal(plain_path(path)) for path in table.inspect.files()["file_path"].to_pylist())
     duck.register("no_rows", arrow_schema(contract).empty_table())
+    snapshot = table.current_snapshot()
+    if snapshot is None or not snapshot.manifests(table.io):
+        # An adoption of a table that nothing ever landed in leaves a snapshot without files.
+        return "SELECT * FROM no_rows"
+    paths = ", ".join(literal(plain_path(path)) for path in table.inspect.files()["file_path"].to_pylist())
     return (
         "SELECT * FROM no_rows UNION ALL BY NAME "
         f"SELECT * FROM read_parquet([{paths}], union_by_name = true, hive_partitioning = false)"

@@ -10,16 +10,13 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.types import Text
 
-from lakehouse.backfill.run import BACKFILL
 from lakehouse.control.models import Cursor, DestinationTable, Lake, Task, WarehouseDestination
 from lakehouse.control.store import is_due, is_open, wants_table
 from lakehouse.outbox.lease import seconds
-from lakehouse.sync import CAPTURE
+from lakehouse.outbox.tasks import BACKFILL, CAPTURE, MAINTAIN, SCHEDULE
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine, Select
-
-MAINTAIN = "maintain"
 
 
 def plan_windows(engine: Engine, tables: Sequence[str]) -> list[str]:
@@ -94,6 +91,6 @@ def note_planning(engine: Engine, error: str | None) -> None:
     with engine.begin() as connection:
         connection.execute(
             update(Task)
-            .where(Task.kind == "schedule", Task.last_error.is_distinct_from(error))
+            .where(Task.kind == SCHEDULE, Task.last_error.is_distinct_from(error))
             .values(last_error=error, updated_at=func.clock_timestamp())
         )

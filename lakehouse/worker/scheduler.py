@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lakehouse.observe.events import describe
 from lakehouse.outbox import tasks
+from lakehouse.outbox.tasks import SCHEDULE
 from lakehouse.worker import plan
 from lakehouse.worker.discover import discover
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from lakehouse.app import App
     from lakehouse.outbox.lease import Lease
 
-SCHEDULE = "schedule"
 JUMP_SECONDS = 2.0
 MAINTENANCE_LOOK_SECONDS = 10.0
 

@@ -13,14 +13,14 @@ import traceback
 from typing import TYPE_CHECKING
 
 from federation.kinds import DestinationKind
-from lakehouse.backfill.run import BACKFILL, BackfillResult, run_backfill
+from lakehouse.backfill.run import BackfillResult, run_backfill
 from lakehouse.capture.source import SourceTableMissing
 from lakehouse.executor import LocalProcesses
 from lakehouse.observe.events import describe
 from lakehouse.outbox import deliveries, tasks
 from lakehouse.outbox.retry import decide
-from lakehouse.sync import CAPTURE, LakeTables, TableResult, capture_table, land_claimed
-from lakehouse.worker.plan import MAINTAIN
+from lakehouse.outbox.tasks import BACKFILL, CAPTURE, MAINTAIN
+from lakehouse.sync import LakeTables, TableResult, capture_table, land_claimed
 
 if TYPE_CHECKING:
     from lakehouse.app import App
