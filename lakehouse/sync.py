@@ -209,7 +209,7 @@ def _window(
     if not groups:
         return
     window_id = uuid.uuid4()
-    method = app.method()
+    method = app.method(contract)
     with method.open_window(contract, groups, reconcile=reconcile) as window:
         captured_at = max([window.captured_at, *(c.captured_at for c in cursors.values())])
         result.window, result.captured_at = str(window_id), captured_at
@@ -307,6 +307,7 @@ def _read(
                 stager.add(keys.deleted(table, cursors[organization]), op=DELETE)
             except LakehouseError as error:
                 result.errors[organization] = error
+    stager.add(window.deletes(plan), op=DELETE)
     rows = window.rows(plan)
     if plan.kind is WindowKind.RECAPTURE:
         asked = held_content(contract, storage, held_by)

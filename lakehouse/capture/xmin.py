@@ -108,6 +108,9 @@ class XminCapture:
         changed = changed or position.source.table_oid != identity.table_oid
         if changed or snapshot.xmax - position.xmin > TOO_OLD or snapshot.xmax - position.exact_xmin > TOO_OLD:
             return Plan(group, WindowKind.RECAPTURE, ask_lake=False, lower=None, reconcile=forced is not False)
+        if position.method != self.name:
+            # What another method saw is known by the lake's (key, xmin) pairs only; its deletes by comparing keys.
+            return Plan(group, WindowKind.EXACT, ask_lake=True, lower=position.exact_xmin, reconcile=True)
         period = timedelta(seconds=self.settings.reconcile_every_seconds)
         due = position.reconciled_at is None or now - position.reconciled_at >= period
         reconcile = due if forced is None else forced
@@ -143,7 +146,8 @@ class XminWindow:
 
     def rows(self, plan: Plan) -> Iterator[pa.RecordBatch]:
         """See `OpenWindow.rows`."""
-        self._seen |= still_new(plan.group.position.seen, self.snapshot)
+        if plan.group.position.method == XminCapture.name:
+            self._seen |= still_new(plan.group.position.seen, self.snapshot)
         # Read again in full: with its content's hash, so that what the lake shows already is not landed again.
         hashed = plan.kind is WindowKind.RECAPTURE
         extra = sql.SQL(", {} AS {}").format(
@@ -163,6 +167,11 @@ class XminWindow:
                 # Before anything is filtered: what the lake already holds was exported too.
                 self._seen |= new_ids(batch.column(XMIN), self.snapshot)
                 yield batch
+
+    def deletes(self, plan: Plan) -> Iterator[pa.RecordBatch]:
+        """See `OpenWindow.deletes`: only a comparison of keys sees any."""
+        del plan
+        return iter(())
 
     def keys(self, plan: Plan) -> Iterator[pa.RecordBatch]:
         """See `OpenWindow.keys`."""
