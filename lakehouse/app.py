@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from catalog.lake import Lake, LakeAddress, open_catalog
 from lakehouse.capture.source import Source
+from lakehouse.capture.trigger import TriggerCapture
 from lakehouse.capture.xmin import XminCapture
 from lakehouse.clock import Clock, system_clock
 from lakehouse.control.database import connect
 from lakehouse.observe.events import Events
 from lakehouse.outbox.lease import LeaseKeeper, owner_name
-from lakehouse.settings import Settings
+from lakehouse.settings import Settings, method_of
 from schemas.contract import Contract, load_contracts
 from schemas.errors import LakehouseError
 
@@ -36,7 +37,18 @@ class App:
 
     @functools.cached_property
     def contracts(self) -> dict[str, Contract]:
-        return load_contracts(self.settings.contract_folders)
+        """Every contract by its table's name.
+
+        Raises:
+            LakehouseError: one is not valid, or the settings choose a method for a table that there is not.
+        """
+        contracts = load_contracts(self.settings.contract_folders)
+        if unknown := sorted(set(self.settings.capture.methods) - set(contracts)):
+            raise LakehouseError(
+                f"capture.methods (LAKEHOUSE_CAPTURE__METHODS) names {', '.join(unknown)}, which no contract knows",
+                f"There are: {', '.join(sorted(contracts))}",
+            )
+        return contracts
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -148,9 +160,12 @@ class App:
             return []
         return sorted(set(self.source.organizations()) - {lake.organization_id for lake in store.lakes(self.engine)})
 
-    def method(self) -> CaptureMethod:
-        """How tables are captured. `trigger` and `logical` will be chosen here."""
-        return XminCapture(self.source, self.settings.capture, self.clock)
+    def method(self, contract: Contract) -> CaptureMethod:
+        """How a table is captured, as the settings choose."""
+        capture = self.settings.capture
+        if method_of(capture, contract) == TriggerCapture.name:
+            return TriggerCapture(self.source, capture, self.clock)
+        return XminCapture(self.source, capture, self.clock)
 
     def contract(self, table: str) -> Contract:
         """One contract by its table's name.

@@ -29,6 +29,7 @@ NAMES: dict[str, str] = {
     "landing.after_commit": "one organization's share is committed, nothing is acknowledged",
     "landing.after_part": "one part of a landing in several parts is committed",
     "landing.acknowledged": "one organization's share is acknowledged",
+    "prepare.statement": "one statement of `source prepare` was run; its transaction may be open",
     "backfill.range_read": "a range's files are written, the range is not recorded as done",
     "backfill.range_done": "a range is recorded as done",
     "backfill.before_commit": "all ranges are done, the table is not committed",

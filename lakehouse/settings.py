@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from schemas.contract import BUILT_IN
+from schemas.contract import BUILT_IN, Contract
 from schemas.errors import LakehouseError
 
 MIB = 1024 * 1024
@@ -64,7 +64,14 @@ class SourceSettings(_Section):
     statement_timeout_seconds: Annotated[int, Field(ge=1)] = 3600
     lock_timeout_seconds: Annotated[int, Field(ge=1)] = 10
 
+    owner_url: SecretStr | None = None
+
     _check = field_validator("url")(_postgres_url)
+
+    @field_validator("owner_url")
+    @classmethod
+    def _check_owner(cls, value: SecretStr | None) -> SecretStr | None:
+        return value and _postgres_url(value)
 
     @field_validator("organizations_table", "organizations_label")
     @classmethod
@@ -134,13 +141,24 @@ class LakeSettings(_Section):
         return value.rstrip("/")
 
 
+Method = Literal["xmin", "trigger"]
+
+
 class CaptureSettings(_Section):
-    """How windows are read."""
+    """How windows are read. `methods` names tables that are captured by another method than `method`."""
+
+    method: Method = "xmin"
+    methods: dict[str, Method] = {}
 
     chunk_bytes: Annotated[int, Field(ge=MIB)] = 64 * MIB
     reconcile_every_seconds: Annotated[int, Field(ge=0)] = 900
     max_seen: Annotated[int, Field(ge=0)] = 10_000
     prune: bool = True
+
+
+def method_of(settings: CaptureSettings, contract: Contract) -> Method:
+    """The method that the settings choose for a table."""
+    return settings.methods.get(contract.table, settings.method)
 
 
 class LandingSettings(_Section):

@@ -90,6 +90,8 @@ def _table(organization: str, table: str, row: Any, running: bool, now: datetime
         )
     reconciled = row.position["reconciled_at"]
     reconciled_at = datetime.fromisoformat(reconciled) if reconciled else None
+    # A trigger's tombstones come with the window; keys are compared only where something went unseen.
+    deletes_at = row.captured_at if row.position["method"] == "trigger" else reconciled_at
     return TableStatus(
         organization,
         table,
@@ -102,7 +104,7 @@ def _table(organization: str, table: str, row: Any, running: bool, now: datetime
         sequence=row.sequence,
         snapshot_id=row.snapshot_id,
         reconciled_at=reconciled_at,
-        delete_lag_seconds=(now - reconciled_at).total_seconds() if reconciled_at else None,
+        delete_lag_seconds=(now - deletes_at).total_seconds() if deletes_at else None,
         pruned=row.position["bound"] is not None,
         error=row.last_error,
     )

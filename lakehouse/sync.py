@@ -255,7 +255,7 @@ def _window(
     cursors = {o: m.cursor for o, m in members.items()}
     groups = group_by_position(cursors)
     window_id = uuid.uuid4()
-    method = app.method()
+    method = app.method(contract)
     failures: dict[str, LakehouseError] = {}
     with (
         app.events.unit("window", table=contract.table, window=str(window_id), organizations=len(cursors)) as event,
@@ -300,7 +300,7 @@ def _window(
         failures |= window.refused
         failures |= stager.failures
         event |= {
-            "read": window.plans[0].kind.value,
+            "read": window.plans[0].kind.value if window.plans else "refused",
             "groups": len(groups),
             "reconciled": result.reconciled,
             "rows": sum(s.rows for s in shares.values()),
@@ -340,7 +340,7 @@ def _window(
         window_id,
         contract.table,
         method=method.name,
-        kind=window.plans[0].kind.value,
+        kind=window.plans[0].kind.value if window.plans else "refused",
         snapshot=str(window.snapshot),
         captured_at=captured_at,
         shares=staged,
@@ -403,6 +403,7 @@ def _read(
                 stager.add(keys.deleted(table, cursors[organization]), op=DELETE)
             except LakehouseError as error:
                 failures[organization] = error
+    stager.add(window.deletes(plan), op=DELETE)
     rows = window.rows(plan)
     if plan.kind is WindowKind.RECAPTURE:
         asked = held_content(contract, storage, held_by)

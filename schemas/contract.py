@@ -20,6 +20,9 @@ from schemas.types import LogicalType, parse_type
 BUILT_IN = Path(__file__).parent
 """The folder of the contracts that come with the product."""
 
+CHANGE_XID = "change_xid"
+"""The column that `lakehouse source prepare` adds to a hot table; ours, so no contract needs to name it."""
+
 FIRST_COLUMN_ID = 6
 """Ids below are the lake's own columns (`schemas.lake_columns`)."""
 
@@ -110,7 +113,7 @@ class Contract:
 
         A row of a table with such a column must not be deleted: the lake would not hold all of it.
         """
-        known = {c.source for c in self.columns} | {n.column for n in self.not_exported}
+        known = {c.source for c in self.columns} | {n.column for n in self.not_exported} | {CHANGE_XID}
         return sorted(set(hot_columns) - known)
 
 

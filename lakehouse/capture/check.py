@@ -7,14 +7,18 @@ from typing import Any
 
 import psycopg
 
+from lakehouse.capture import installation
+from lakehouse.capture.prepare import look
 from lakehouse.capture.source import HotTable, Source, SourceTableMissing, check_table, describe
+from lakehouse.capture.trigger import TriggerCapture
 from lakehouse.capture.xmin import prunable_by
-from lakehouse.settings import CaptureSettings
-from schemas.contract import Contract
+from lakehouse.settings import CaptureSettings, method_of
+from schemas.contract import CHANGE_XID, Contract
 from schemas.errors import ContractViolation
 
 TRIGGER_WORTH_BYTES = 1024**3
 PRUNED_BYTES = 64 * 1024
+PREPARE = "run `lakehouse source prepare --apply --table {}` as the table's owner"
 
 
 @dataclass
@@ -24,6 +28,8 @@ class TableCheck:
     table: str
     source: str
     method: str = "xmin"
+    prepared: bool = False
+    """Whether `source prepare` has done all that the trigger method needs, whichever method is chosen."""
     ready: bool = False
     absent: bool = False
     rows: int = 0
@@ -88,7 +94,7 @@ def check_source(source: Source, contracts: dict[str, Contract], settings: Captu
 def _check(
     connection: psycopg.Connection[Any], contract: Contract, settings: CaptureSettings, *, prune: bool
 ) -> TableCheck:
-    check = TableCheck(contract.table, contract.source_name)
+    check = TableCheck(contract.table, contract.source_name, method=method_of(settings, contract))
     try:
         hot = describe(connection, contract)
     except SourceTableMissing as error:
@@ -107,9 +113,25 @@ def _check(
     ]
     check.warnings += _promises(contract, hot)
     if check.ready:
+        _prepared(connection, contract, check)
+    if check.method == TriggerCapture.name:
+        check.reconcile_bytes, check.window_bytes = hot.bytes, PRUNED_BYTES
+    elif check.ready:
         _costs(connection, contract, hot, check, settings, prune=prune)
     _sight(check, settings)
     return check
+
+
+def _prepared(connection: psycopg.Connection[Any], contract: Contract, check: TableCheck) -> None:
+    hot, found = look(connection, contract)
+    faults = installation.faults(contract, hot, found)
+    check.prepared = not faults
+    if found.column not in (None, "xid8"):
+        check.warnings.append(f"column {CHANGE_XID} is the host's own: the lake does not hold it")
+    if check.method != TriggerCapture.name:
+        return
+    check.missing += [*faults, *([PREPARE.format(contract.table)] if faults else [])]
+    check.ready = not faults
 
 
 def _promises(contract: Contract, hot: HotTable) -> list[str]:
@@ -145,11 +167,19 @@ def _costs(
     if hot.bytes > TRIGGER_WORTH_BYTES:
         check.advice.append(
             f"each window reads {hot.bytes / 1024**3:.1f} GiB: lengthen its cadence; the trigger method, "
-            "which reads only what changed, is the better choice once this program offers it"
+            "which reads only what changed, is the better choice"
+            + ("" if check.prepared else f" ({PREPARE.format(contract.table)})")
         )
 
 
 def _sight(check: TableCheck, settings: CaptureSettings) -> None:
+    if check.method == TriggerCapture.name:
+        check.sees = [
+            "every committed insert, update, delete and move, late commits, ties and savepoints too, at once",
+            "TRUNCATE, and triggers that were switched off or replaced, by comparing keys at the next window",
+        ]
+        check.cannot_see = ["versions that were overwritten between two windows"]
+        return
     check.sees = [
         "every committed insert and update, late commits, ties and savepoints too",
         f"deletes and moves, by comparing keys every {settings.reconcile_every_seconds} s",

@@ -69,7 +69,8 @@ class Position:
     `xmin`, `xmax`: of the last snapshot. `exact_xmin`: of the last snapshot that was read without pruning;
     an exact sweep starts there. `bound`: rows stamped before it cannot be new (None: do not prune).
     `repeats`: the next window may meet rows that the lake holds already and must ask it (after a backfill,
-    after part of a landing, when `seen` was too long). `columns`, `labels`: what exported content depends on
+    after part of a landing, when `seen` was too long). `seen` holds 32-bit ids under `xmin`, 64-bit ones under
+    `trigger`. `columns`, `labels`: what exported content depends on
     without a row being touched. `adoption`: set by `lakehouse lake adopt`, until the next window has compared
     everything. `reconciled_at` does not keep organizations apart: the oldest of a group counts.
     """
@@ -86,6 +87,8 @@ class Position:
     method: str = "xmin"
     adoption: Adoption | None = None
     reconciled_at: datetime | None = dataclasses.field(default=None, compare=False)
+    generation: str | None = None
+    """Under `trigger`: which installation of the triggers saw to this position. Another one may have missed rows."""
 
     def to_json(self) -> dict[str, Any]:
         raw = dataclasses.asdict(self)

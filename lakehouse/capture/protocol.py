@@ -1,7 +1,8 @@
 """What every capture method offers: windows over a table for groups of organizations.
 
-`xmin` is one implementation; `trigger` and `logical` come through the same protocol. A method owns its
-position's meaning; whoever lands rows only stores it.
+`xmin` and `trigger` are implementations; `logical` comes through the same protocol. A method owns its
+position's meaning; whoever lands rows only stores it. A method that meets another's position reads exactly from
+that position's `exact_xmin` on, minus what the lake holds, and compares keys: changing it loses and repeats nothing.
 """
 
 from __future__ import annotations
@@ -76,6 +77,13 @@ class OpenWindow(Protocol):
         """The group's new rows: the contract's columns in lake types, then `_xmin`. Read to the end."""
         ...
 
+    def deletes(self, plan: Plan) -> Iterator[pa.RecordBatch]:
+        """Tenant (text), identity columns of rows that are known to be gone; to be applied before `rows`.
+
+        Empty for a method that sees deletes by comparing keys only, and where the plan compares keys anyway.
+        """
+        ...
+
     def keys(self, plan: Plan) -> Iterator[pa.RecordBatch]:
         """Tenant (text), identity columns of every row that the group's organizations have now."""
         ...
@@ -93,7 +101,8 @@ class CaptureMethod(Protocol):
     def open_window(
         self, contract: Contract, groups: Sequence[Group], *, reconcile: bool | None = None
     ) -> AbstractContextManager[OpenWindow]:
-        """Take a snapshot. `reconcile` True forces key reconciliation, False forbids it, None goes by the period.
+        """Take a snapshot. `reconcile` True forces key reconciliation, None leaves it to the method (a period, or when
+        something made it necessary), False forbids it where only the period asks for it.
 
         Raises:
             SourceError, ContractViolation: the table cannot be captured; nothing was read.

@@ -43,6 +43,9 @@ PRUNE_MARGIN = timedelta(seconds=3)
 """Application clocks differ; what differs by more is found by the exact read."""
 
 
+CHANGED = "columns, defaults or enum labels changed, or partitions, or what the contract exports"
+
+
 class XminCapture:
     """The default method. See the module."""
 
@@ -108,8 +111,10 @@ class XminCapture:
             return Plan(group, WindowKind.RECAPTURE, False, None, reconcile=True, because=judgement.detail)
         columns, labels = hot.fingerprint(contract)
         if columns != position.columns or not set(position.labels) <= set(labels):
-            why = "columns, defaults or enum labels changed, or partitions, or what the contract exports"
-            return Plan(group, WindowKind.RECAPTURE, False, None, reconcile=forced is not False, because=why)
+            return Plan(group, WindowKind.RECAPTURE, False, None, reconcile=forced is not False, because=CHANGED)
+        if position.method != self.name:
+            # What another method saw is known by the lake's (key, xmin) pairs only; its deletes by comparing keys.
+            return Plan(group, WindowKind.EXACT, ask_lake=True, lower=position.exact_xmin, reconcile=True)
         period = timedelta(seconds=self.settings.reconcile_every_seconds)
         # A clock that was set back must not put off the comparison for as long as it was ahead.
         due = position.reconciled_at is None or abs(now - position.reconciled_at) >= period
@@ -149,7 +154,7 @@ class XminWindow:
         """See `OpenWindow.rows`."""
         # Read again in full: with its content's hash, so that what the lake shows already is not landed again.
         hashed = plan.kind is WindowKind.RECAPTURE
-        if not hashed:
+        if not hashed and plan.group.position.method == XminCapture.name:
             # What is read in full names every id anew; after a failover an old one may be another transaction's.
             self._seen |= still_new(plan.group.position.seen, self.snapshot)
         extra = sql.SQL(", {} AS {}").format(
@@ -169,6 +174,11 @@ class XminWindow:
                 # Before anything is filtered: what the lake already holds was exported too.
                 self._seen |= new_ids(batch.column(XMIN), self.snapshot)
                 yield batch
+
+    def deletes(self, plan: Plan) -> Iterator[pa.RecordBatch]:
+        """See `OpenWindow.deletes`: only a comparison of keys sees any."""
+        del plan
+        return iter(())
 
     def keys(self, plan: Plan) -> Iterator[pa.RecordBatch]:
         """See `OpenWindow.keys`."""

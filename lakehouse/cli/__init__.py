@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from lakehouse.cli import adopt, capture, demo, destinations, lakes, read, run, setup
+from lakehouse.cli import adopt, capture, demo, destinations, lakes, prepare, read, run, setup
 from schemas.errors import LakehouseError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 setup.register(app)
 capture.register(app)
+prepare.register(app)
 read.register(app)
 run.register(app)
 destinations.register(app)

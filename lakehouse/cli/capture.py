@@ -111,9 +111,13 @@ def check(names: TableOption = None, as_json: JsonFlag = False) -> None:
 
 
 def _sight(tables: list[Any]) -> dict[str, list[str]]:
-    seen = list(dict.fromkeys(line for t in tables for line in t.sees))
-    unseen = list(dict.fromkeys(line for t in tables for line in t.cannot_see))
-    return {"method xmin sees": seen, "method xmin cannot see": unseen} if seen else {}
+    lines: dict[str, list[str]] = {}
+    for t in tables:
+        for head, found in (("sees", t.sees), ("cannot see", t.cannot_see)):
+            if found:
+                known = lines.setdefault(f"method {t.method} {head}", [])
+                known += [line for line in found if line not in known]
+    return lines
 
 
 def backfill(

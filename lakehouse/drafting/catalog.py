@@ -248,6 +248,7 @@ _COLUMNS = """
 WITH RECURSIVE resolved(number, oid, typmod, dimensions, is_array, depth) AS (
     SELECT attnum, atttypid, atttypmod, attndims::int, false, 0
     FROM pg_attribute WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped
+      AND NOT (attname = 'change_xid' AND atttypid = 'xid8'::regtype)  -- ours: `lakehouse source prepare`
   UNION ALL
     -- a domain leads to its base type, an array (once) to its element
     SELECT r.number, CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.typelem END,

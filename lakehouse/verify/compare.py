@@ -262,7 +262,7 @@ def _files(duck: duckdb.DuckDBPyConnection, contract: Contract, table: Table) ->
 
 
 def _pending(position: Position) -> str:
-    seen = f"AND h.{XMIN} NOT IN ({', '.join(map(str, position.seen))})" if position.seen else ""
+    seen = f"AND h.{XMIN} NOT IN ({', '.join(str(x % XID_SPACE) for x in position.seen)})" if position.seen else ""
     return f"((h.{XMIN} - {position.xmin % XID_SPACE} + {XID_SPACE}) % {XID_SPACE} < {HALF_SPACE} {seen})"
 
 

@@ -30,6 +30,28 @@ def killed(house: Lakehouse, failpoint: str, *arguments: str) -> None:
 
 
 @pytest.mark.parametrize("failpoint", WINDOW_POINTS)
+def test_killed_in_a_window_by_triggers(house: Lakehouse, failpoint: str) -> None:
+    house.run("source", "prepare", "--apply", "--table", "events")
+    house.reopen(CAPTURE__METHODS='{"events": "trigger"}')
+    with house.hot() as hot:
+        for organization in ("org-a", "org-b"):
+            insert_events(hot, organization, 1, 10)
+        house.backfill("events")
+        house.sync_ok("events")
+        for organization in ("org-a", "org-b"):
+            insert_events(hot, organization, 100, 5)
+        hot.execute("DELETE FROM ingested_events WHERE id IN ('org-a-e3', 'org-b-e4')")
+        killed(house, failpoint, "sync", "--once", "--table", "events")
+        # What was deleted comes back before anybody does.
+        insert_events(hot, "org-a", 3, 1)
+        hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e100'")
+    house.run("sync", "--once", "--table", "events")
+    house.assert_equal("events")
+    house.run("sync", "--once", "--table", "events")
+    house.assert_equal("events")
+
+
+@pytest.mark.parametrize("failpoint", WINDOW_POINTS)
 def test_killed_in_a_window(house: Lakehouse, failpoint: str) -> None:
     with house.hot() as hot:
         for organization in ("org-a", "org-b"):
