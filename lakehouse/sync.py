@@ -25,7 +25,7 @@ from lakehouse.control import store
 from lakehouse.control.database import ControlError
 from lakehouse.control.store import StagedShare
 from lakehouse.failpoints import failpoint
-from lakehouse.landing.commit import PART_SUMMARY, FencedError, land
+from lakehouse.landing.commit import FencedError, land, landed_part
 from lakehouse.landing.cursor import Inventory, LakeCursor, read_cursor
 from lakehouse.landing.held import KeyReconciliation, held_content, held_versions, key_reconciliation
 from lakehouse.landing.staging import Share, Stager, Target
@@ -154,8 +154,7 @@ def settle(app: App, contract: Contract, tables: LakeTables, result: TableResult
         if cursor is not None and cursor.fence is not None and cursor.fence.startswith(f"{landing.window_id}/"):
             snapshot = table.current_snapshot()
             assert snapshot is not None  # noqa: S101 - a cursor is written only with a snapshot
-            properties = snapshot.summary.additional_properties if snapshot.summary else {}
-            part, _, parts = properties.get(PART_SUMMARY, "").partition("/")
+            part, _, parts = landed_part(table).partition("/")
             if part == parts:
                 store.acknowledge(
                     app.engine,

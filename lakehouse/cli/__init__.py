@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from lakehouse.cli import capture, demo, read, setup
+from lakehouse.cli import capture, demo, maintain, read, setup
 from schemas.errors import LakehouseError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 setup.register(app)
 capture.register(app)
 read.register(app)
+maintain.register(app)
 demo.register(app)
 
 
