@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from lakehouse.failpoints import NAMES
 from lakehouse.maintenance.garbage import list_files
@@ -57,3 +58,25 @@ def test_killed_in_maintenance(house: Lakehouse, failpoint: str) -> None:
     assert len(table.snapshots()) <= 3
     house.assert_equal("events")
     assert len(house.versions("events", "org-a")) == len(before) + 3
+
+
+def test_a_compaction_between_two_parts_of_a_landing_does_not_make_it_whole(house: Lakehouse) -> None:
+    house.reopen(LANDING__MAX_PARTITIONS="1")
+    with house.hot() as hot:
+        house.backfill("events")
+        for number in range(3):
+            insert_events(hot, "org-a", 10 + number, 1, day="2026-03-01")
+            house.sync_ok("events", reconcile=False)
+        for day in (1, 2, 3):
+            insert_events(hot, "org-a", day * 100, 2, day=f"2026-03-0{day}")
+        done = house.run("sync", "--once", "--table", "events", failpoints="landing.after_part=kill@1", check=None)
+        assert done.returncode == -signal.SIGKILL, (done.returncode, done.stdout, done.stderr)
+        house.run("maintain", "--table", "events")
+        summary = house.lake_table("events", "org-a").current_snapshot().summary.additional_properties
+        assert summary["lakehouse.compacted-part"] == "1/3"
+    house.run("sync", "--once", "--table", "events")
+    with house.app.engine.connect() as connection:
+        statuses = connection.scalars(text("SELECT status FROM landings ORDER BY created_at")).all()
+    assert statuses == ["landed"] * 3 + ["abandoned", "landed"], "one part of three is not a landing"
+    house.assert_equal("events")
+    assert len(house.versions("events", "org-a")) == 9
