@@ -32,7 +32,7 @@ def table_properties(lake: Lake, contract: Contract) -> dict[str, str]:
         "commit.manifest-merge.enabled": "true",
         "commit.manifest.min-count-to-merge": "32",
         "write.metadata.delete-after-commit.enabled": "true",
-        "write.metadata.previous-versions-max": "50",
+        "write.metadata.previous-versions-max": "20",
         "write.parquet.compression-codec": "zstd",
     }
     # Bounds of a JSON text prune nothing and would copy the start of payloads into manifests.

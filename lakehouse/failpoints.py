@@ -34,6 +34,12 @@ NAMES: dict[str, str] = {
     "backfill.range_done": "a range is recorded as done",
     "backfill.before_commit": "all ranges are done, the table is not committed",
     "backfill.after_commit": "the table is committed, the cursor is not written",
+    "maintain.noted": "files that expiry will free are noted, no snapshot is expired",
+    "maintain.expired": "snapshots are expired, no file is removed",
+    "maintain.removed": "some files are removed, their notes are not",
+    "maintain.merged": "a merged file is written, nothing refers to it",
+    "maintain.before_commit": "merged files are written and compared, nothing is committed",
+    "maintain.after_commit": "merged files are committed, nothing is measured",
 }
 """Every failpoint and what holds when it is passed. A name that is not here cannot be armed or passed."""
 

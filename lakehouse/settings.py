@@ -207,6 +207,8 @@ class MaintenanceSettings(_Section):
     settled_hours: Annotated[float, Field(ge=0)] = 24
     small_file_bytes: Annotated[int, Field(ge=1)] = 32 * MIB
     target_file_bytes: Annotated[int, Field(ge=1)] = 256 * MIB
+    busy_files: Annotated[int, Field(ge=2)] = 200
+    grace_minutes: Annotated[float, Field(ge=0)] = 15
     orphan_hours: Annotated[float, Field(ge=0)] = 72
     outbox_days: Annotated[float, Field(ge=0)] = 30
 

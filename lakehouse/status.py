@@ -11,6 +11,7 @@ from sqlalchemy import select
 
 from lakehouse.app import App
 from lakehouse.control.models import Backfill, Cursor, Lake, Window
+from lakehouse.maintenance.bounds import Bounds, read_bounds
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Status:
     window_seconds: dict[str, float]
     """By table: how wide recent windows were (median of the last 20): versions in between are not seen."""
     tables: list[TableStatus]
+    bounds: Bounds
 
     @property
     def healthy(self) -> bool:
@@ -66,6 +68,7 @@ def read_status(app: App) -> Status:
         source=app.settings.source.address,
         warehouse=app.settings.lake.warehouse,
         window_seconds=_widths(times),
+        bounds=read_bounds(app),
         tables=[_table(o, t, cursors.get((o, t)), t in running, now) for o in organizations for t in app.contracts],
     )
 

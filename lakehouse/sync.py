@@ -35,6 +35,7 @@ from lakehouse.failpoints import failpoint
 from lakehouse.landing.commit import FencedError, land
 from lakehouse.landing.cursor import Inventory, LakeCursor, read_cursor
 from lakehouse.landing.held import KeyReconciliation, held_content, held_versions, key_reconciliation
+from lakehouse.landing.parquet import StagedFileError, check_staged
 from lakehouse.landing.staging import Stager, Target
 from lakehouse.outbox import deliveries, tasks
 from lakehouse.outbox.deliveries import ClaimedDelivery
@@ -468,7 +469,7 @@ def _land_one(app: App, contract: Contract, tables: LakeTables, item: StagedShar
                 item.before,
                 item.after,
                 most_partitions=app.settings.landing.max_partitions,
-                guard=item.lease.check,
+                guard=functools.partial(_check_share, app, tables, item),
             )
             # Renewed no more, or a renewal that comes just after would find a row that is nobody's.
             app.leases.drop([item.lease])
@@ -478,8 +479,8 @@ def _land_one(app: App, contract: Contract, tables: LakeTables, item: StagedShar
         except LeaseLostError:
             app.events.emit("lease_lost", delivery=str(item.lease.id), generation=item.lease.generation)
             raise
-        except FencedError:
-            # Somebody else moved the table: believe the lake, and read from there next time.
+        except (FencedError, StagedFileError):
+            # Somebody else moved the table, or its files: believe the lake, and read from there next time.
             app.leases.drop([item.lease])
             adopt(app, contract, tables, item)
             raise
@@ -493,6 +494,16 @@ def _land_one(app: App, contract: Contract, tables: LakeTables, item: StagedShar
         event["snapshot"] = landed.snapshot_id
     failpoint("landing.acknowledged")
     return landed.snapshot_id
+
+
+def _check_share(app: App, tables: LakeTables, item: StagedShare) -> None:
+    """Right before a commit: is the share still ours, and is what lies there what was staged?"""
+    item.lease.check()
+    if item.foreign:
+        io = tables(item.organization).io
+        with ThreadPoolExecutor(app.settings.landing.threads, thread_name_prefix="check") as pool:
+            for _ in pool.map(functools.partial(check_staged, io), item.share.files):
+                item.lease.check()
 
 
 def adopt(app: App, contract: Contract, tables: LakeTables, item: StagedShare) -> None:

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from lakehouse.cli import adopt, capture, demo, destinations, lakes, prepare, read, run, setup
+from lakehouse.cli import adopt, capture, demo, destinations, lakes, maintain, prepare, read, run, setup
 from schemas.errors import LakehouseError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ run.register(app)
 destinations.register(app)
 lakes.register(app)
 adopt.register(lakes.lake_app)
+maintain.register(app)
 demo.register(app)
 
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lakehouse.cli.capture import TableOption, chosen, error_json, open_app, warn_newcomers
-from lakehouse.cli.output import JsonFlag, duration, print_json, stderr, stdout, table
+from lakehouse.cli.output import JsonFlag, duration, print_json, size, stderr, stdout, table
 from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
+    from lakehouse.maintenance.bounds import Bounds
     from lakehouse.verify.compare import Comparison
 
 
@@ -79,8 +80,75 @@ def status(as_json: JsonFlag = False) -> None:
                 + (f" (recent windows are {duration(widest)} wide)" if widest else "")
                 + ", and deletes only when keys are compared."
             )
+        show_bounds(found.bounds, labels)
     if not found.healthy:
         raise typer.Exit(1)
+
+
+def show_bounds(bounds: Bounds, labels: dict[str, str]) -> None:
+    """Every bound with its present figure, and what versions cost."""
+    limits = bounds.limits
+    stdout.print("")
+    stdout.print(
+        table(
+            f"bounds: {limits['keep_snapshots']} snapshots, the last of {limits['keep_daily']} days and tagged ones; "
+            f"{limits['keep_metadata']} metadata files; {limits['busy_files']} small files a day; freed files stay "
+            f"{limits['grace_minutes']:g} min, orphans {limits['orphan_hours']:g} h, "
+            f"finished work {limits['outbox_days']:g} days",
+            (
+                "organization",
+                "table",
+                "snapshots",
+                "manifests",
+                "metadata",
+                "files",
+                "small",
+                "to remove",
+                "bytes",
+                "versions",
+                "a row and day",
+                "bytes a day",
+                "measured",
+            ),
+            [
+                (
+                    labels.get(t.organization, t.organization),
+                    t.table,
+                    t.snapshots,
+                    t.manifests,
+                    f"{t.metadata_files:,} / {size(t.metadata_bytes)}",
+                    t.data_files,
+                    t.small_files,
+                    t.pending_files,
+                    size(t.data_bytes),
+                    t.row_count,
+                    "" if t.versions_per_row_day is None else f"{t.versions_per_row_day:.1f}",
+                    size(t.bytes_per_day),
+                    t.measured_at,
+                )
+                for t in bounds.tables
+            ],
+            numbers=(
+                "snapshots",
+                "manifests",
+                "metadata",
+                "files",
+                "small",
+                "to remove",
+                "bytes",
+                "versions",
+                "a row and day",
+                "bytes a day",
+            ),
+        )
+    )
+    for t in bounds.tables:
+        if t.advice:
+            where = f"{t.table}: {labels.get(t.organization, t.organization)}"
+            stdout.print(f"{where}: {t.advice}", markup=False, soft_wrap=True)
+    if not bounds.tables:
+        stdout.print("nothing is measured yet: `lakehouse maintain` measures")
+    stdout.print("control rows: " + ", ".join(f"{name} {count:,}" for name, count in bounds.control_rows.items()))
 
 
 def verify(

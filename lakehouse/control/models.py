@@ -306,6 +306,20 @@ class TableStatistics(Base):
     detail: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
 
 
+class FreedFile(Base):
+    """A file below a lake table that nothing needs any more; removed once the grace period is over.
+
+    Noted before it is freed, so that whoever dies between leaves it known.
+    """
+
+    __tablename__ = "freed_files"
+    organization_id: Mapped[str] = mapped_column(primary_key=True)
+    table_name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    path: Mapped[str] = mapped_column(primary_key=True)
+    reason: Mapped[str] = mapped_column(String(16))
+    noted_at: Mapped[datetime]
+
+
 class Adoption(Base):
     """A person took a lake table over from another source, for a reason. Never deleted."""
 

@@ -36,7 +36,7 @@ class FleetReport:
     """Leases that a living program noticed it had lost."""
     dead_letters: int = 0
     abandoned_shares: int = 0
-    merged_days: int = 0
+    files_merged: int = 0
     leaders: int = 0
     errors: dict[str, int] = field(default_factory=dict)
 
@@ -136,7 +136,7 @@ class Fleet:
         report.landings_failed = outcomes["landing", "error"]
         report.lease_losses = sum(n for (kind, _), n in outcomes.items() if kind == "lease_lost")
         report.leaders = outcomes["leading", "ok"]
-        report.merged_days = sum(int(e.get("merged_days", 0)) for e in events if e["event"] == "maintenance")
+        report.files_merged = sum(int(e.get("files_merged", 0)) for e in events if e["event"] == "maintenance")
         faults = Counter(
             f"{e['event']}: {str(e.get('error', ''))[:120]}" for e in events if e.get("outcome") == "error"
         )

@@ -81,7 +81,7 @@ def fleet_table(report: FleetReport) -> Table:
         ("leases taken over from the dead", report.takeovers),
         ("leases that a living program found lost", report.lease_losses),
         ("staged shares given up and read again", report.abandoned_shares),
-        ("days of small files merged meanwhile", report.merged_days),
+        ("small files merged meanwhile", report.files_merged),
         ("dead letters", report.dead_letters),
     ):
         shown.add_row(label, f"{value:,}")

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 WINDOW_SUMMARY = "lakehouse.window"
 PART_SUMMARY = "lakehouse.part"
+COMPACTION_SUMMARY = "lakehouse.compaction"
+COMPACTED_PART_SUMMARY = "lakehouse.compacted-part"
+"""On a compaction's snapshot: the part of the landing before it, whose own snapshot may expire."""
 ATTEMPTS = 3
 
 
@@ -96,6 +99,13 @@ def land(
         landed = _settled(table, dataclasses.replace(after, fence=fence))
     assert landed is not None  # noqa: S101 - the last part was committed now or before
     return landed
+
+
+def landed_part(table: Table) -> str:
+    """The newest landing's part as "number/of", whatever compactions came after it; empty where that is not known."""
+    snapshot = table.current_snapshot()
+    properties = snapshot.summary.additional_properties if snapshot and snapshot.summary else {}
+    return properties.get(PART_SUMMARY) or properties.get(COMPACTED_PART_SUMMARY) or ""
 
 
 def _parts_done(table: Table, window: str) -> int:

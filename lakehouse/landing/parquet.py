@@ -3,14 +3,19 @@
 zstd level 1 (level 3 takes half as long again for no smaller file); dictionaries only where values repeat; a
 bloom filter on text keys; page statistics. Delta encodings are left out although they are faster: Iceberg's
 vectorized Spark reader before 1.10 cannot read them, and every reader must.
+
+A file's SHA-256 is taken while it is written and kept with its size: whoever commits a file that another process
+staged reads it once (`check_staged`) and commits nothing if it is gone or is another.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from catalog.errors import lake_errors
+from catalog.errors import StorageError, lake_errors
 from schemas.contract import Contract
 from schemas.lake_columns import CAPTURED_AT, OP, SEQUENCE, WINDOW, XMIN, lake_fields
 from schemas.types import LogicalType
@@ -23,6 +28,13 @@ if TYPE_CHECKING:
     from pyiceberg.table import Table
 
 ROW_GROUP_ROWS = 131_072
+ROW_GROUP_BYTES = 64 * 1024 * 1024
+"""Arrow bytes of one row group when rows come as a stream."""
+_READ_BYTES = 8 * 1024 * 1024
+
+
+class StagedFileError(StorageError):
+    """A staged file is gone or changed: it is not committed, and its rows are read again."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,8 @@ class StagedFile:
     day: int | None
     first_sequence: int
     last_sequence: int
+    sha256: str | None = None
+    """Of the whole file, in hex; None for files that were staged before it was kept."""
     metadata: pq.FileMetaData | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -71,24 +85,132 @@ def write_data_file(
     Raises:
         StorageError: the storage is not there, refuses or is full; what was written is not referred to.
     """
+    return write_stream(io, contract, organization, rows.schema, [rows], path, day, expected_rows=rows.num_rows)
+
+
+def write_stream(
+    io: FileIO,
+    contract: Contract,
+    organization: str,
+    schema: pa.Schema,
+    tables: Iterable[pa.Table],
+    path: str,
+    day: int | None,
+    *,
+    expected_rows: int,
+) -> StagedFile:
+    """Write a stream of rows (one organization, one partition, sorted) as one Parquet file.
+
+    Memory is one table's, so tables should be of a row group's size (`row_groups`). `expected_rows` sizes the
+    bloom filters.
+
+    Raises:
+        StorageError: the storage is not there, refuses or is full; what was written is not referred to.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    rows, first, last = 0, None, None
     with lake_errors(path), io.new_output(path).create(overwrite=False) as stream:
-        with pq.ParquetWriter(stream, rows.schema, **_writer_options(contract, rows.num_rows)) as writer:
-            writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
-        size = stream.tell()
+        hashing = _Hashing(stream)
+        with (
+            pa.PythonFile(hashing, mode="w") as sink,
+            pq.ParquetWriter(sink, schema, **_writer_options(contract, expected_rows)) as writer,
+        ):
+            for table in tables:
+                if table.num_rows == 0:
+                    continue
+                writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+                rows += table.num_rows
+                found = pc.min_max(table[SEQUENCE])
+                first = min(x for x in (first, found["min"].as_py()) if x is not None)
+                last = max(x for x in (last, found["max"].as_py()) if x is not None)
         metadata = writer.writer.metadata
-    sequence = rows[SEQUENCE]
+    assert first is not None  # noqa: S101 - nobody writes a file without rows
+    assert last is not None  # noqa: S101
     return StagedFile(
         organization=organization,
         path=path,
-        rows=rows.num_rows,
-        bytes=size,
+        rows=rows,
+        bytes=hashing.size,
         day=day,
-        first_sequence=sequence[0].as_py(),
-        last_sequence=sequence[-1].as_py(),
+        first_sequence=first,
+        last_sequence=last,
+        sha256=hashing.sha256.hexdigest(),
         metadata=metadata,
     )
+
+
+def row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Gather a stream of batches into tables of a row group's size: bounded in rows and in bytes."""
+    import pyarrow as pa
+
+    held: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in batches:
+        held.append(batch)
+        rows += batch.num_rows
+        size += batch.nbytes
+        if rows >= ROW_GROUP_ROWS or size >= ROW_GROUP_BYTES:
+            yield pa.Table.from_batches(held)
+            held, rows, size = [], 0, 0
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+class _Hashing:
+    """A stream that hashes and counts what is written through it. Closing it leaves the stream below open."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        self._stream.write(data)
+        self.size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        """What is buffered goes out when the stream below is closed."""
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def check_staged(io: FileIO, file: StagedFile) -> None:
+    """Read a staged file once and compare it with what was written: to be called before committing a file that
+    another process staged.
+
+    Raises:
+        StagedFileError: the file is gone, or of another size or content.
+        StorageError: the storage does not answer (to be tried again).
+    """
+    source = io.new_input(file.path)
+    with lake_errors(file.path):
+        if not source.exists():
+            raise StagedFileError(
+                f"{file.path}: is gone, {file.bytes} bytes were staged",
+                "Nothing of it was committed; its rows are read again.",
+            )
+        digest = hashlib.sha256()
+        size = 0
+        with source.open() as stream:
+            while data := stream.read(_READ_BYTES):
+                digest.update(data)
+                size += len(data)
+    if size != file.bytes or (file.sha256 is not None and digest.hexdigest() != file.sha256):
+        was = f"{file.bytes} bytes" + (f", SHA-256 {file.sha256[:12]}…" if file.sha256 else "")
+        raise StagedFileError(
+            f"{file.path}: has {size} bytes, SHA-256 {digest.hexdigest()[:12]}…; staged were {was}",
+            "Somebody changed it: nothing of it was committed; its rows are read again.",
+        )
 
 
 def describe_data_file(table: Table, file: StagedFile) -> DataFile:
@@ -107,8 +229,6 @@ def describe_data_file(table: Table, file: StagedFile) -> DataFile:
     )
     from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
     from pyiceberg.typedef import Record
-
-    from catalog.errors import StorageError
 
     metadata = file.metadata
     if metadata is None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 CAPTURE = "capture"
 BACKFILL = "backfill"
 MAINTAIN = "maintain"
+PRUNE = "prune"
 SCHEDULE = "schedule"
 
 

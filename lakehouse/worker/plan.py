@@ -13,7 +13,7 @@ from sqlalchemy.types import Text
 from lakehouse.control.models import Cursor, DestinationTable, Lake, Task, WarehouseDestination
 from lakehouse.control.store import is_due, is_open, wants_table
 from lakehouse.outbox.lease import seconds
-from lakehouse.outbox.tasks import BACKFILL, CAPTURE, MAINTAIN, SCHEDULE
+from lakehouse.outbox.tasks import BACKFILL, CAPTURE, MAINTAIN, PRUNE, SCHEDULE
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine, Select
@@ -65,7 +65,22 @@ def plan_maintenance(engine: Engine, tables: Sequence[str], every_seconds: float
             )
         )
     )
-    return _make_due(engine, MAINTAIN, old)
+    due = _make_due(engine, MAINTAIN, old)
+    with engine.begin() as connection:
+        # One row of its own: the outbox and the tombstone logs are pruned at the same rhythm.
+        connection.execute(upsert(Task).values(id=PRUNE, kind=PRUNE).on_conflict_do_nothing())
+        pruning = connection.scalars(
+            update(Task)
+            .where(
+                Task.id == PRUNE,
+                Task.due_at.is_(None),
+                Task.lease_owner.is_(None),
+                or_(Task.finished_at.is_(None), Task.finished_at + seconds(every_seconds) <= func.clock_timestamp()),
+            )
+            .values(due_at=func.clock_timestamp())
+            .returning(Task.id)
+        ).all()
+    return [*due, *pruning]
 
 
 def _make_due(engine: Engine, kind: str, names: Select[Any]) -> list[str]:

@@ -19,7 +19,7 @@ from lakehouse.executor import LocalProcesses
 from lakehouse.observe.events import describe
 from lakehouse.outbox import deliveries, tasks
 from lakehouse.outbox.retry import decide
-from lakehouse.outbox.tasks import BACKFILL, CAPTURE, MAINTAIN
+from lakehouse.outbox.tasks import BACKFILL, CAPTURE, MAINTAIN, PRUNE
 from lakehouse.sync import LakeTables, TableResult, capture_table, land_claimed
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lakehouse.outbox.tasks import ClaimedTask
 
 KINDS = (DestinationKind.ICEBERG_S3,)
-LONG = (BACKFILL, MAINTAIN)
+LONG = (BACKFILL, MAINTAIN, PRUNE)
 """Kinds of task that may take long: one place is kept free of them where there is more than one."""
 NOT_THERE_SECONDS = 300.0
 """How often a provisional table that the host does not have yet is looked for."""
@@ -99,7 +99,9 @@ class Worker:
         with self._lock:
             self._long += long
         try:
-            if task.table not in self.app.contracts:
+            if task.kind == PRUNE:
+                self._prune(task)
+            elif task.table not in self.app.contracts:
                 # A newer program planned it; this one does not know the table.
                 tasks.finish(self.app.engine, task.lease)
             elif task.kind == CAPTURE:
@@ -111,9 +113,8 @@ class Worker:
             else:
                 self._maintain(task, task.table)
         except Exception as error:  # noqa: BLE001 - noted with the task; the worker goes on
-            work = self.app.settings.work
             # Where the work has given the task back already, this changes nothing.
-            tasks.fail(self.app.engine, task.lease, decide(error, task.attempts + 1, work), work.retry_max_seconds)
+            self._give_back(task, error)
             self._unexpected(f"{task.kind}:{task.table}", error)
         finally:
             with self._lock:
@@ -139,7 +140,30 @@ class Worker:
         self._not_there_yet(task, result.errors.get(""))
 
     def _maintain(self, task: ClaimedTask, table: str) -> None:
-        raise NotImplementedError
+        from lakehouse.maintenance.run import maintain_all
+
+        with self.app.leases.holding(task.lease):
+            results = maintain_all(
+                self.app,
+                self.app.contracts[table],
+                should_stop=lambda: self.stop.is_set() or task.lease.lost,
+            )
+        self._give_back(task, next((e for r in results for e in r.errors), None))
+
+    def _prune(self, task: ClaimedTask) -> None:
+        from lakehouse.capture.tombstones import prune_tombstones
+        from lakehouse.maintenance.outbox import prune_outbox
+
+        with self.app.leases.holding(task.lease), self.app.events.unit(PRUNE) as event:
+            event.update(prune_outbox(self.app) | prune_tombstones(self.app))
+        self._give_back(task, None)
+
+    def _give_back(self, task: ClaimedTask, error: Exception | None) -> None:
+        work = self.app.settings.work
+        if error is None:
+            tasks.finish(self.app.engine, task.lease)
+        else:
+            tasks.fail(self.app.engine, task.lease, decide(error, task.attempts + 1, work), work.retry_max_seconds)
 
     def _not_there_yet(self, task: ClaimedTask, error: Exception | None) -> None:
         """A provisional table that the host does not have yet is no fault: look again later."""

@@ -55,6 +55,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("organization_id", "table_name", name=op.f("pk_table_statistics")),
     )
     op.create_table(
+        "freed_files",
+        sa.Column("organization_id", sa.Text(), nullable=False),
+        sa.Column("table_name", sa.String(length=63), nullable=False),
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("reason", sa.String(length=16), nullable=False),
+        sa.Column("noted_at", _MOMENT, nullable=False),
+        sa.PrimaryKeyConstraint("organization_id", "table_name", "path", name=op.f("pk_freed_files")),
+    )
+    op.create_table(
         "adoptions",
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("organization_id", sa.Text(), nullable=False),
@@ -111,5 +120,5 @@ def downgrade() -> None:
     op.drop_column("warehouse_destinations", "target")
     for column in ("stopped_reason", "stopped_at"):
         op.drop_column("lakes", column)
-    for table in ("adoptions", "table_statistics", "workers", "tasks"):
+    for table in ("adoptions", "freed_files", "table_statistics", "workers", "tasks"):
         op.drop_table(table)

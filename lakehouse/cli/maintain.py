@@ -1,0 +1,118 @@
+"""`lakehouse maintain`."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lakehouse.cli.capture import TableOption, chosen, error_json, open_app
+from lakehouse.cli.output import JsonFlag, print_json, size, stderr, stdout, table
+from schemas.errors import LakehouseError
+
+if TYPE_CHECKING:
+    from lakehouse.maintenance.run import MaintenanceResult
+
+
+def register(app: typer.Typer) -> None:
+    app.command("maintain")(maintain)
+
+
+def maintain(
+    names: TableOption = None,
+    organization: Annotated[
+        list[str] | None, typer.Option("--organization", help="Only this organization (id or slug).")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Bring every lake table back within its bounds: snapshots, metadata, small files, orphans, the outbox.
+
+    Can be killed at any moment and run again, beside programs that capture and land.
+    """
+    from lakehouse.capture.tombstones import prune_tombstones
+    from lakehouse.maintenance.outbox import prune_outbox
+    from lakehouse.maintenance.run import maintain_all
+    from lakehouse.outbox import tasks
+    from lakehouse.query import find_tenant, tenants
+
+    app = open_app()
+    known = tenants(app)
+    wanted = [find_tenant(known, o) for o in organization] if organization else known
+    if not wanted:
+        raise LakehouseError("no organization is enrolled: there is nothing to maintain", "Run `lakehouse init`.")
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    results: list[MaintenanceResult] = []
+    busy: list[str] = []
+    for contract in chosen(app, names):
+        task = tasks.claim_named(
+            app.engine, app.leases.owner, app.settings.work.lease_seconds, tasks.MAINTAIN, contract.table
+        )
+        if task is None:
+            busy.append(contract.table)
+            continue
+        try:
+            with app.leases.holding(task.lease):
+                results += maintain_all(
+                    app,
+                    contract,
+                    [t.organization for t in wanted],
+                    should_stop=lambda lease=task.lease: stop.is_set() or lease.lost,  # type: ignore[misc]
+                    dry_run=dry_run,
+                )
+        finally:
+            tasks.finish(app.engine, task.lease)
+    pruned = {} if dry_run or stop.is_set() else prune_outbox(app) | prune_tombstones(app)
+    if as_json:
+        print_json(
+            {
+                "dry_run": dry_run,
+                "tables": [{**r.fields(), "errors": [error_json(e) for e in r.errors]} for r in results],
+                "pruned": pruned,
+                "busy": busy,
+            }
+        )
+    else:
+        _show(results, {t.organization: t.label or t.organization for t in wanted}, dry_run)
+        if any(pruned.values()):
+            stdout.print("pruned: " + ", ".join(f"{count:,} {name}" for name, count in pruned.items() if count))
+    for r in results:
+        for error in r.errors:
+            stderr.print(
+                f"error: {r.table}: organization {r.organization}: {error.detail}\n  {error.hint}",
+                markup=False,
+                soft_wrap=True,
+            )
+    for name in busy:
+        stderr.print(f"{name}: another program maintains it", markup=False)
+    if any(r.errors for r in results) or busy or stop.is_set():
+        raise typer.Exit(1)
+
+
+def _show(results: list[MaintenanceResult], labels: dict[str, str], dry_run: bool) -> None:
+    stdout.print(
+        table(
+            "would be done" if dry_run else "",
+            ("organization", "table", "expired", "merged", "into", "bytes", "orphans", "removed", "state"),
+            [
+                (
+                    labels[r.organization],
+                    r.table,
+                    r.snapshots_expired,
+                    r.files_merged,
+                    r.files_written,
+                    size(r.bytes_merged),
+                    r.orphans,
+                    r.files_removed,
+                    r.state,
+                )
+                for r in results
+                if r.state != "no table"
+            ],
+            numbers=("expired", "merged", "into", "bytes", "orphans", "removed"),
+        )
+    )
