@@ -12,6 +12,7 @@ from lakehouse.capture.xmin import XminCapture
 from lakehouse.clock import Clock, system_clock
 from lakehouse.control.database import connect
 from lakehouse.observe.events import Events
+from lakehouse.observe.redact import remember_settings
 from lakehouse.settings import Settings
 from schemas.contract import Contract, load_contracts
 from schemas.errors import LakehouseError
@@ -27,6 +28,7 @@ class App:
     """What a command works with. Everything is opened when first used; safe to share between threads."""
 
     def __init__(self, settings: Settings, clock: Clock = system_clock) -> None:
+        remember_settings(settings)
         self.settings = settings
         self.clock = clock
         self.source = Source(settings.source)

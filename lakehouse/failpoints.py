@@ -32,6 +32,7 @@ NAMES: dict[str, str] = {
     "backfill.range_done": "a range is recorded as done",
     "backfill.before_commit": "all ranges are done, the table is not committed",
     "backfill.after_commit": "the table is committed, the cursor is not written",
+    "keys.row_rotated": "one stored credential is written under the new key, others are not",
 }
 """Every failpoint and what holds when it is passed. A name that is not here cannot be armed or passed."""
 

@@ -212,7 +212,7 @@ class MetricsSettings(_Section):
 class SecretsSettings(_Section):
     """Keys for stored credentials: by version, as `base64:…`, `base64url:…` or `hex:…` of 32 bytes.
 
-    Without any, the host's own key (`APERIO_ENCRYPTION_KEY`) is version v1.
+    Where there is no v1, it is the host's own key (`APERIO_ENCRYPTION_KEY`).
     """
 
     keys: dict[str, SecretStr] = {}

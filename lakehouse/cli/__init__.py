@@ -10,7 +10,8 @@ import sys
 
 import typer
 
-from lakehouse.cli import capture, demo, read, setup
+from lakehouse.cli import capture, demo, keys, read, setup
+from lakehouse.observe.redact import install, redact
 from schemas.errors import LakehouseError
 
 app = typer.Typer(
@@ -24,16 +25,18 @@ setup.register(app)
 capture.register(app)
 read.register(app)
 demo.register(app)
+keys.register(app)
 
 
 def main() -> None:
-    """Entry point of the `lakehouse` program."""
+    """Entry point of the `lakehouse` program. What it prints of errors is redacted, also of those it does not know."""
+    install()
     try:
         app()
     except LakehouseError as error:
-        sys.stderr.write(f"error: {error.detail}\n")
+        sys.stderr.write(f"error: {redact(error.detail)}\n")
         if error.hint:
-            sys.stderr.write(f"  {error.hint}\n")
+            sys.stderr.write(f"  {redact(error.hint)}\n")
         sys.exit(2)
     except BrokenPipeError:
         # `lakehouse query … | head`: the reader has what it wanted.
