@@ -123,6 +123,7 @@ class LakeSettings(_Section):
     """The default lake: where organizations' tables live unless they have a lake of their own."""
 
     warehouse: str
+    duckdb_memory: Annotated[str, Field(pattern=r"^[1-9][0-9]*(MB|GB|MiB|GiB)$")] = "1GB"
     catalog: CatalogSettings = CatalogSettings()
     s3: S3Settings = S3Settings()
 
@@ -223,6 +224,14 @@ class EgressSettings(_Section):
     """What endpoints that a tenant gives may reach besides public addresses: hosts, or networks as CIDR."""
 
     allow: tuple[str, ...] = ()
+
+    @field_validator("allow")
+    @classmethod
+    def _check(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from lakehouse.egress.guard import Allowed
+
+        Allowed.parse(value)
+        return value
 
 
 class Settings(BaseSettings):

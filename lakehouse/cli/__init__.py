@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from lakehouse.cli import capture, demo, keys, read, setup
+from lakehouse.cli import capture, demo, keys, lakes, read, setup
 from lakehouse.observe.redact import install, redact
 from schemas.errors import LakehouseError
 
@@ -26,6 +26,7 @@ capture.register(app)
 read.register(app)
 demo.register(app)
 keys.register(app)
+lakes.register(app)
 
 
 def main() -> None:

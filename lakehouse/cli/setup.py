@@ -26,9 +26,7 @@ def init(
     as_json: JsonFlag = False,
 ) -> None:
     """Create or upgrade the control tables, and give every organization its lake. Safe to repeat."""
-    from catalog.lake import encode_organization
     from lakehouse.app import App
-    from lakehouse.control import store
     from lakehouse.control.database import migrate
     from lakehouse.settings import load_settings
     from schemas.errors import LakehouseError
@@ -46,19 +44,17 @@ def init(
         )
     app.probe_storage()
     app.engine = migrate(app.settings)
+    app.recognize_catalog()
     app.enrolled()
     added: list[str] = []
     present: list[str] = []
     errors: dict[str, LakehouseError] = {}
     for one in organization or known:
         try:
-            app.lake(one).ensure()
+            new = app.enrol(one)
         except LakehouseError as error:
             errors[one] = error
             continue
-        new = store.enrol(
-            app.engine, one, encode_organization(one), app.address.kind, app.settings.lake.warehouse, tables
-        )
         (added if new else present).append(one)
     result = {
         "installation": app.settings.installation,
