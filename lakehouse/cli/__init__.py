@@ -7,6 +7,7 @@ Commands import what they need when they run: `lakehouse --help` must not load p
 from __future__ import annotations
 
 import sys
+import traceback
 
 import typer
 
@@ -43,3 +44,7 @@ def main() -> None:
         # `lakehouse query … | head`: the reader has what it wanted.
         sys.stderr.close()
         sys.exit(0)
+    except Exception as error:  # noqa: BLE001 - a fault of ours: shown whole, but without secrets
+        # Typer puts its own hook in place of Python's, so the traceback is printed here.
+        sys.stderr.write(redact("".join(traceback.format_exception(error))))
+        sys.exit(1)

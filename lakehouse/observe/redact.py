@@ -6,7 +6,7 @@ process, and found as it is, URL-encoded, JSON-escaped, in hex and in base64 (at
 keys, bearer tokens, signatures, private keys), because drivers and vendors put values into their messages that
 this process never knew.
 
-A value shorter than eight characters is replaced only where it stands as a word, one shorter than four not at all
+A value shorter than ten characters is replaced only where it stands as a word, one shorter than four not at all
 by value: it would make every message unreadable. Redacting twice changes nothing more.
 """
 
@@ -28,7 +28,8 @@ from urllib.parse import quote, quote_plus, unquote
 
 MARK = "***"
 SHORTEST = 4
-_WORD = 8
+_WORD = 10
+_ENCODED = 8
 _ENVIRONMENT = ("APERIO_ENCRYPTION_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "PGPASSWORD")
 
 _known: frozenset[str] = frozenset()
@@ -161,7 +162,8 @@ def _compiled(secrets: frozenset[str]) -> re.Pattern[str] | None:
     parts = []
     for form in sorted(forms, key=lambda f: (-len(f), f)):
         pattern = re.escape(form)
-        parts.append(pattern if len(form) >= _WORD else rf"(?<![A-Za-z0-9]){pattern}(?![A-Za-z0-9])")
+        as_word = len(form) < _ENCODED or (len(form) < _WORD and form in secrets)
+        parts.append(rf"(?<![A-Za-z0-9]){pattern}(?![A-Za-z0-9])" if as_word else pattern)
     return re.compile("|".join(parts))
 
 
@@ -179,7 +181,7 @@ def _forms(secret: str) -> set[str]:
         repr(secret)[1:-1],
         secret.replace("'", "''"),
     }
-    if len(raw) >= _WORD:
+    if len(raw) >= _ENCODED:
         forms |= {hexed, hexed.upper(), *_base64_forms(raw)}
     return {f for f in forms if len(f) >= SHORTEST}
 
@@ -191,7 +193,7 @@ def _base64_forms(raw: bytes) -> set[str]:
         encoded = base64.b64encode(bytes(offset) + raw).decode().rstrip("=")
         # Characters that mix in a neighbour's bits are left out.
         inner = encoded[(0, 2, 3)[offset] : (offset + len(raw)) * 8 // 6]
-        if len(inner) >= _WORD:
+        if len(inner) >= _ENCODED:
             forms |= {inner, inner.replace("+", "-").replace("/", "_")}
     return forms
 
