@@ -80,6 +80,7 @@ class Lakehouse:
 
     def init(self, *organizations: str) -> None:
         """Control tables, and a lake for each organization (default: those of the organizations table)."""
+        self.app.close()
         self.app.engine = migrate(self.app.settings)
         for organization in organizations or self.app.source.organizations():
             self.app.enrol(organization)
