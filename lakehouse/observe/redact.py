@@ -42,8 +42,10 @@ _NAMES = (
 _NOT_MARK = r"(?!\*\*\*)"
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S), MARK),
-    # The password of a URL may hold an unescaped @: everything up to the last one before the path.
-    (re.compile(r"(?P<head>[A-Za-z][A-Za-z0-9+.-]*://[^\s:/@?#'\"]*:)[^\s/?#'\"]+(?=@)"), rf"\g<head>{MARK}"),
+    # The password of a URL may hold an unescaped @: everything up to the last one before the path. What our own
+    # hints write is left; who really has that password is found by its value.
+    (re.compile(r"(?P<head>[A-Za-z][A-Za-z0-9+.-]*://[^\s:/@?#'\"]*:)(?!password@|\*\*\*@)[^\s/?#'\"]+(?=@)"),
+     rf"\g<head>{MARK}"),
     (re.compile(r"\b(?P<head>(?:bearer|basic)\s+)(?=[A-Za-z0-9._~+/=-]*[0-9.])[A-Za-z0-9._~+/=-]{8,}", re.I),
      rf"\g<head>{MARK}"),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*"), MARK),

@@ -79,7 +79,7 @@ def test_what_looks_like_a_secret(text: str, left: str) -> None:
     "text",
     [
         "Check LAKEHOUSE_LAKE__S3__ACCESS_KEY_ID and LAKEHOUSE_LAKE__S3__SECRET_ACCESS_KEY.",
-        "must look like postgresql://host:5432/database",
+        "must look like postgresql://user:password@host:5432/database",
         "s3://bucket/warehouse/org_a/events/data/0-1.parquet",
         "line 3: column `token_key_version` is missing; basic facts about bearer of news",
         "at 2026-01-01T10:00:00+00:00 https://host:9000/path@2x",
