@@ -17,6 +17,7 @@ from lakehouse.capture.position import Position
 from lakehouse.control.models import Cursor, Lake, Landing, WarehouseDelivery, WarehouseDestination, Window
 from lakehouse.landing.cursor import Inventory, LakeCursor
 from lakehouse.landing.staging import Share
+from lakehouse.observe.redact import redact
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -160,7 +161,7 @@ def note_errors(engine: Engine, table: str, errors: Mapping[str, str]) -> None:
             connection.execute(
                 update(Cursor)
                 .where(Cursor.table_name == table, Cursor.organization_id == organization)
-                .values(last_error=message[:ERROR_LENGTH], updated_at=func.now())
+                .values(last_error=redact(message)[:ERROR_LENGTH], updated_at=func.now())
             )
 
 
