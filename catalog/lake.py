@@ -51,8 +51,8 @@ def encode_organization(organization_id: str) -> str:
     return f"org_{body.decode()}"
 
 
-def open_catalog(address: LakeAddress) -> Catalog:
-    """Open the catalog that the address names.
+def open_catalog(address: LakeAddress, *, beside: Catalog | None = None) -> Catalog:
+    """Open the catalog that the address names. `beside`: an open one at the same URI, whose connections are shared.
 
     Raises:
         CatalogError: unknown kind, or the catalog does not answer.
@@ -62,7 +62,7 @@ def open_catalog(address: LakeAddress) -> Catalog:
     module, function = OPENERS[address.kind].split(":")
     opener: Any = getattr(importlib.import_module(module), function)
     with lake_errors(f"catalog {address.name}"):
-        catalog: Catalog = opener(address)
+        catalog: Catalog = opener(address, beside)
         return catalog
 
 
@@ -118,6 +118,12 @@ class Lake:
                     "Run `lakehouse init`; it makes what is missing.",
                 ) from error
         self.check_marks(f"namespace {self.namespace}", properties)
+        if (found := properties.get("location", self.location)) != self.location:
+            raise OwnershipError(
+                f"namespace {self.namespace}: lies at {found}, this program would write to {self.location}",
+                "A lake is not moved by changing its address; set LAKEHOUSE_LAKE__WAREHOUSE back, or restart a "
+                "program that was running when `lakehouse lake add` gave the organization a lake of its own.",
+            )
 
     def owner(self) -> str | None:
         """The installation whose mark stands at the namespace; None where there is no namespace or no mark."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,18 +12,27 @@ if TYPE_CHECKING:
     from catalog.lake import LakeAddress
 
 
-def open_sql_catalog(address: LakeAddress) -> Catalog:
-    """Open the catalog; its two tables are made if they are not there (on PostgreSQL the schema must be)."""
+def open_sql_catalog(address: LakeAddress, beside: Catalog | None = None) -> Catalog:
+    """Open the catalog; its two tables are made if they are not there (on PostgreSQL the schema must be).
+
+    `beside`: an open catalog at the same URI, whose pool of connections this one uses too.
+    """
     from pyiceberg.catalog.sql import SqlCatalog
 
     if address.uri.startswith("sqlite:///"):
         Path(address.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     if address.warehouse.startswith("file:///"):
         Path(address.warehouse.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
-    return SqlCatalog(
-        address.name,
-        uri=address.uri,
-        warehouse=address.warehouse,
-        pool_pre_ping="true",
-        **{"py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO", **address.storage},
-    )
+    properties = {
+        "uri": address.uri,
+        "warehouse": address.warehouse,
+        "pool_pre_ping": "true",
+        "py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO",
+        **address.storage,
+    }
+    if isinstance(beside, SqlCatalog):
+        # Its constructor would open a pool of its own: with a lake for each customer, that is a pool for each.
+        catalog = copy.copy(beside)
+        catalog.properties = properties
+        return catalog
+    return SqlCatalog(address.name, **properties)

@@ -28,7 +28,6 @@ from lakehouse.capture.fence import Verdict, judge
 from lakehouse.capture.position import Adoption, Position, Snapshot, SourceIdentity
 from lakehouse.capture.source import SourceTableMissing, check_table, describe, identify
 from lakehouse.control import models, store
-from lakehouse.enrol import enrol
 from lakehouse.landing.cursor import LakeCursor, read_cursor
 from lakehouse.landing.history import commit_adoption, read_history
 from lakehouse.outbox import tasks
@@ -227,7 +226,7 @@ def adopt_tables(app: App, found: Differences, reason: str) -> dict[tuple[str, s
     # The namespace first: from here on the former owner is refused at every table of it.
     for organization in found.namespaces:
         app.lake(organization).take_over()
-        enrol(app, organization)
+        app.enrol(organization)
     for table in dict.fromkeys(d.table for d in found.tables):
         owner, seconds = app.leases.owner, app.settings.work.lease_seconds
         task = tasks.claim_named(app.engine, owner, seconds, CAPTURE, table)

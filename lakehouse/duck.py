@@ -1,30 +1,34 @@
 """DuckDB over the lake's own files: how proof, queries and reconciliation read.
 
-A connection is private and in memory; what does not fit spills into a temporary folder. Extensions come as
-wheels and are loaded by path: nothing is downloaded, nothing is written into a home folder.
+One engine a process reads every lake: its memory is bounded once. Each lake in a bucket has a secret of its own,
+scoped to its warehouse, so that no lake is read with another's keys; a tenant's lake is reached through the egress
+proxy that its secret names. Engines are in memory; what does not fit spills into a temporary folder. Extensions come
+as wheels and are loaded by path: nothing is downloaded, nothing is written into a home folder.
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
+import hashlib
 import importlib.util
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from catalog.lake import LakeAddress
 from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
-MEMORY = "1GB"
+_memory = "1GB"
 _LOCK = threading.Lock()
 EXTENSIONS = ("icu", "avro", "httpfs", "iceberg")  # iceberg needs avro and httpfs loaded before it
 
@@ -42,37 +46,67 @@ def extension_path(name: str) -> Path:
     return found[0]
 
 
+def bound_memory(limit: str) -> None:
+    """What engines of this process may use from now on, as DuckDB writes it (`1GB`)."""
+    global _memory  # noqa: PLW0603 - one bound a process is the point
+    with _LOCK:
+        if limit != _memory:
+            _memory = limit
+            if _shared.cache_info().currsize:
+                _shared().execute(f"SET memory_limit = {literal(limit)}")
+
+
 @contextmanager
-def connect(storage: Mapping[str, str], *, private: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection that can read Iceberg tables; `storage` holds pyiceberg's `s3.*` properties.
+def connect(lakes: Iterable[LakeAddress], *, private: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that can read these lakes' Iceberg tables.
 
     Connections of one process share one engine, so its memory is bounded once; temporary tables and registered
     streams are each connection's own. `private`: an engine of its own, for statements that make schemas.
     """
     if private:
-        with tempfile.TemporaryDirectory(prefix="lakehouse-duckdb-") as spill, _open(storage, spill) as connection:
+        with tempfile.TemporaryDirectory(prefix="lakehouse-duckdb-") as spill, _open(spill) as connection:
+            for lake in lakes:
+                _admit(connection, lake)
             yield connection
         return
     with _LOCK:
-        engine = _shared(tuple(sorted(storage.items())))
+        engine = _shared()
+        for lake in lakes:
+            _admit_shared(engine, lake)
     with engine.cursor() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         yield connection
 
 
+_admitted: dict[str, str] = {}
+
+
+def _admit_shared(engine: duckdb.DuckDBPyConnection, lake: LakeAddress) -> None:
+    # A lake's keys change when they are stored again or a proxy is started: its secret is then another.
+    statement = _secret(lake) or ""
+    if _admitted.get(lake.warehouse) != statement:
+        _admit(engine, lake)
+        _admitted[lake.warehouse] = statement
+
+
+def _admit(connection: duckdb.DuckDBPyConnection, lake: LakeAddress) -> None:
+    if (statement := _secret(lake)) is not None:
+        connection.execute(statement)
+
+
 @functools.cache
-def _shared(storage: tuple[tuple[str, str], ...]) -> duckdb.DuckDBPyConnection:
+def _shared() -> duckdb.DuckDBPyConnection:
     spill = tempfile.mkdtemp(prefix="lakehouse-duckdb-")
     atexit.register(shutil.rmtree, spill, ignore_errors=True)
-    return _open(dict(storage), spill)
+    return _open(spill)
 
 
-def _open(storage: Mapping[str, str], spill: str) -> duckdb.DuckDBPyConnection:
+def _open(spill: str) -> duckdb.DuckDBPyConnection:
     import duckdb
 
     connection = duckdb.connect(
         config={
-            "memory_limit": MEMORY,
+            "memory_limit": _memory,
             "temp_directory": spill,
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
@@ -85,13 +119,20 @@ def _open(storage: Mapping[str, str], spill: str) -> duckdb.DuckDBPyConnection:
         connection.execute(f"LOAD {literal(str(extension_path(name)))}")
     # After LOAD: the setting belongs to the icu extension.
     connection.execute("SET TimeZone = 'UTC'")
-    if "s3.access-key-id" in storage or "s3.endpoint" in storage:
-        connection.execute(_secret(storage))
     return connection
 
 
-def _secret(storage: Mapping[str, str]) -> str:
-    options = {"TYPE": "s3", "REGION": literal(storage.get("s3.region", "us-east-1"))}
+def _secret(lake: LakeAddress) -> str | None:
+    """The statement that gives DuckDB a lake's keys, for paths below its warehouse; None for the usual AWS chain."""
+    storage = lake.storage
+    if not lake.warehouse.startswith("s3://") or not storage.keys() & {"s3.access-key-id", "s3.endpoint"}:
+        return None
+    # The slash at the end: DuckDB compares scopes as plain prefixes.
+    options = {
+        "TYPE": "s3",
+        "SCOPE": literal(f"{lake.warehouse}/"),
+        "REGION": literal(storage.get("s3.region", "us-east-1")),
+    }
     if key := storage.get("s3.access-key-id"):
         options["KEY_ID"] = literal(key)
         options["SECRET"] = literal(storage.get("s3.secret-access-key", ""))
@@ -102,7 +143,13 @@ def _secret(storage: Mapping[str, str]) -> str:
         options["ENDPOINT"] = literal(parts.netloc + parts.path.rstrip("/"))
         options["USE_SSL"] = "true" if parts.scheme == "https" else "false"
         options["URL_STYLE"] = "'path'"
-    return f"CREATE SECRET lake ({', '.join(f'{k} {v}' for k, v in options.items())})"
+    if proxy := storage.get("s3.proxy-uri"):
+        parts = urlsplit(proxy)
+        options["HTTP_PROXY"] = literal(f"{parts.hostname}:{parts.port}")
+        options["HTTP_PROXY_USERNAME"] = literal(parts.username or "")
+        options["HTTP_PROXY_PASSWORD"] = literal(parts.password or "")
+    name = f"lake_{hashlib.sha256(lake.warehouse.encode()).hexdigest()[:16]}"
+    return f"CREATE OR REPLACE SECRET {name} ({', '.join(f'{k} {v}' for k, v in options.items())})"
 
 
 def literal(text: str) -> str:

@@ -133,7 +133,14 @@ def session(
     default = find_tenant(known, organization) if organization else known[0] if len(known) == 1 else None
     words = {word.lower() for word in re.findall(r"\w+", query)}
     quoted_text = query.lower()
-    with connect(app.address.storage, private=True) as connection:
+    # Schemas of other lakes than those that the statement can name are not made, nor are their keys needed.
+    spoken = [
+        tenant.organization
+        for tenant in known
+        if tenant is default
+        or any(n.lower().replace('"', '""') in quoted_text for n in (tenant.namespace, *tenant.prefixes))
+    ]
+    with connect(app.addresses_of(spoken), private=True) as connection:
         for tenant in known:
             spelled = {n: n.lower().replace('"', '""') for n in (tenant.namespace, *tenant.prefixes)}
             named = [n for n, text in spelled.items() if text in quoted_text]

@@ -130,6 +130,7 @@ class LakeSettings(_Section):
     """The default lake: where organizations' tables live unless they have a lake of their own."""
 
     warehouse: str
+    duckdb_memory: Annotated[str, Field(pattern=r"^[1-9][0-9]*(MB|GB|MiB|GiB)$")] = "1GB"
     catalog: CatalogSettings = CatalogSettings()
     s3: S3Settings = S3Settings()
 
@@ -232,7 +233,7 @@ class MetricsSettings(_Section):
 class SecretsSettings(_Section):
     """Keys for stored credentials: by version, as `base64:…`, `base64url:…` or `hex:…` of 32 bytes.
 
-    Without any, the host's own key (`APERIO_ENCRYPTION_KEY`) is version v1.
+    Where there is no v1, it is the host's own key (`APERIO_ENCRYPTION_KEY`).
     """
 
     keys: dict[str, SecretStr] = {}
@@ -243,6 +244,14 @@ class EgressSettings(_Section):
     """What endpoints that a tenant gives may reach besides public addresses: hosts, or networks as CIDR."""
 
     allow: tuple[str, ...] = ()
+
+    @field_validator("allow")
+    @classmethod
+    def _check(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from lakehouse.egress.guard import Allowed
+
+        Allowed.parse(value)
+        return value
 
 
 class Settings(BaseSettings):

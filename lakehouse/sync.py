@@ -388,7 +388,6 @@ def _read(
     stack: ExitStack,
 ) -> KeyReconciliation | None:
     """Stage one group's share: deletes first, then new rows."""
-    storage = app.address.storage
     keys: KeyReconciliation | None = None
     held_by: dict[str, Table] = {}
     if plan.reconcile or plan.ask_lake or plan.kind is WindowKind.RECAPTURE:
@@ -397,8 +396,9 @@ def _read(
                 held_by[organization] = tables(organization)
             except LakehouseError as error:
                 failures[organization] = error
+    lakes = app.addresses_of(held_by)
     if plan.reconcile:
-        keys = stack.enter_context(key_reconciliation(contract, storage, window.keys(plan)))
+        keys = stack.enter_context(key_reconciliation(contract, lakes, window.keys(plan)))
         for organization, table in held_by.items():
             try:
                 stager.add(keys.deleted(table, cursors[organization]), op=DELETE)
@@ -407,10 +407,10 @@ def _read(
     stager.add(window.deletes(plan), op=DELETE)
     rows = window.rows(plan)
     if plan.kind is WindowKind.RECAPTURE:
-        asked = held_content(contract, storage, held_by)
+        asked = held_content(contract, lakes, held_by)
     elif plan.ask_lake:
         assert plan.lower is not None  # noqa: S101 - only a recapture reads every row
-        asked = held_versions(contract, storage, held_by, plan.lower)
+        asked = held_versions(contract, lakes, held_by, plan.lower)
     else:
         stager.add(rows)
         return keys

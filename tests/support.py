@@ -23,7 +23,6 @@ from lakehouse.control import store
 from lakehouse.control.database import migrate
 from lakehouse.demo.environment import create_hot_tables, settings_values
 from lakehouse.duck import connect, lake_relation
-from lakehouse.enrol import enrol
 from lakehouse.settings import ExplicitSettings
 from lakehouse.sync import TableResult, sync_table
 from lakehouse.verify.compare import Comparison, verify_table
@@ -81,9 +80,10 @@ class Lakehouse:
 
     def init(self, *organizations: str) -> None:
         """Control tables, and a lake for each organization (default: those of the organizations table)."""
+        self.app.close()
         self.app.engine = migrate(self.app.settings)
         for organization in organizations or self.app.source.organizations():
-            enrol(self.app, organization)
+            self.app.enrol(organization)
 
     def backfill(self, table: str, **options: Any) -> BackfillResult:
         """Backfill one table in this process; crash tests run the program and its workers."""
@@ -112,16 +112,16 @@ class Lakehouse:
     def versions(self, table: str, organization: str, columns: str = "*") -> list[dict[str, Any]]:
         """Every version in the lake, in the order of `_sequence`; read by DuckDB from the files."""
         contract = self.app.contract(table)
-        lake_table = self.app.catalog.load_table((encode_organization(organization), contract.table))
+        lake_table = self.app.lake(organization).catalog.load_table((encode_organization(organization), contract.table))
         if lake_table.current_snapshot() is None:
             return []
-        with connect(self.app.address.storage) as duck:
+        with connect([self.app.address_of(organization)]) as duck:
             query = f"SELECT {columns} FROM {lake_relation(lake_table.metadata_location)} ORDER BY _sequence"
             return duck.execute(query).to_arrow_table().to_pylist()
 
     def lake_table(self, table: str, organization: str) -> Any:
         """The pyiceberg table."""
-        return self.app.catalog.load_table((encode_organization(organization), table))
+        return self.app.lake(organization).catalog.load_table((encode_organization(organization), table))
 
     @contextmanager
     def hot(self) -> Iterator[psycopg.Connection[Any]]:

@@ -371,7 +371,7 @@ def _task(
 ) -> RangeTask:
     return RangeTask(
         settings=app.settings,
-        storage=dict(app.address.storage),
+        storages={o: dict(app.address_of(o).storage) for o in organizations},
         contract=contract,
         backfill=str(state.id),
         number=part.number,

@@ -31,7 +31,8 @@ class RangeTask:
     """What a worker needs to read one range."""
 
     settings: Settings
-    storage: dict[str, str]
+    storages: dict[str, dict[str, str]]
+    """By organization: each lake is written with its own keys."""
     contract: Contract
     backfill: str
     number: int
@@ -110,7 +111,7 @@ def _target(task: RangeTask, organization: str) -> Target:
     from pyiceberg.io import load_file_io
 
     location = task.locations[organization]
-    properties = {"py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO", **task.storage}
+    properties = {"py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO", **task.storages[organization]}
     return Target(load_file_io(properties, location), location)
 
 

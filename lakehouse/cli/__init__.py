@@ -7,10 +7,12 @@ Commands import what they need when they run: `lakehouse --help` must not load p
 from __future__ import annotations
 
 import sys
+import traceback
 
 import typer
 
-from lakehouse.cli import adopt, capture, demo, destinations, lakes, maintain, prepare, read, run, setup
+from lakehouse.cli import adopt, capture, demo, destinations, keys, lakes, maintain, prepare, read, run, setup
+from lakehouse.observe.redact import install, redact
 from schemas.errors import LakehouseError
 
 app = typer.Typer(
@@ -30,18 +32,24 @@ lakes.register(app)
 adopt.register(lakes.lake_app)
 maintain.register(app)
 demo.register(app)
+keys.register(app)
 
 
 def main() -> None:
-    """Entry point of the `lakehouse` program."""
+    """Entry point of the `lakehouse` program. What it prints of errors is redacted, also of those it does not know."""
+    install()
     try:
         app()
     except LakehouseError as error:
-        sys.stderr.write(f"error: {error.detail}\n")
+        sys.stderr.write(f"error: {redact(error.detail)}\n")
         if error.hint:
-            sys.stderr.write(f"  {error.hint}\n")
+            sys.stderr.write(f"  {redact(error.hint)}\n")
         sys.exit(2)
     except BrokenPipeError:
         # `lakehouse query … | head`: the reader has what it wanted.
         sys.stderr.close()
         sys.exit(0)
+    except Exception as error:  # noqa: BLE001 - a fault of ours: shown whole, but without secrets
+        # Typer puts its own hook in place of Python's, so the traceback is printed here.
+        sys.stderr.write(redact("".join(traceback.format_exception(error))))
+        sys.exit(1)

@@ -97,7 +97,7 @@ def _write(result: DemoReport, path: Path) -> None:
 
 def _keep(world: World, result: DemoReport) -> None:
     for line in reach(world, next(iter(result.labels.values()))):
-        stdout.print(line, markup=False, soft_wrap=True)
+        stdout.print(line, markup=False, soft_wrap=True, verbatim=True)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -1,4 +1,8 @@
-"""How results are printed: tables for people, JSON for programs."""
+"""How results are printed: tables for people, JSON for programs.
+
+Everything is redacted of secrets on its way out, except what a caller prints `verbatim`: rows of the lake itself,
+and the demo's own throw-away addresses.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lakehouse.observe.redact import redact, redact_values
 from schemas.errors import LakehouseError
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
@@ -26,13 +31,26 @@ def _width(stream: TextIO) -> int | None:
     return None if stream.isatty() else 200
 
 
-stdout = Console(highlight=False, width=_width(sys.stdout))
-stderr = Console(stderr=True, highlight=False, width=_width(sys.stderr))
+class Output(Console):
+    """A console that takes secrets out of every text before it is folded into lines."""
+
+    def print(self, *objects: Any, verbatim: bool = False, **options: Any) -> None:
+        super().print(*[redact(o) if isinstance(o, str) and not verbatim else o for o in objects], **options)
 
 
-def print_json(value: Any) -> None:
+stdout = Output(highlight=False, width=_width(sys.stdout))
+stderr = Output(stderr=True, highlight=False, width=_width(sys.stderr))
+
+
+def print_json(value: Any, *, verbatim: bool = False) -> None:
     """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(value, default=_plain, indent=2, ensure_ascii=False) + "\n")
+    shown = value if verbatim else redact_values(value)
+    default = _plain if verbatim else _redacted
+    sys.stdout.write(json.dumps(shown, default=default, indent=2, ensure_ascii=False) + "\n")
+
+
+def _redacted(value: Any) -> Any:
+    return redact_values(_plain(value))
 
 
 def _plain(value: Any) -> Any:
@@ -47,17 +65,24 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"cannot print {type(value).__name__} as JSON")
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[str] = ()) -> Table:
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    numbers: Sequence[str] = (),
+    verbatim: bool = False,
+) -> Table:
     """A table for a terminal; `numbers` names the columns that are aligned to the right."""
     shown = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for column in columns:
         shown.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*[cell(value) for value in row])
+        shown.add_row(*[cell(value, verbatim=verbatim) for value in row])
     return shown
 
 
-def cell(value: Any) -> str:
+def cell(value: Any, *, verbatim: bool = False) -> str:
     """A value as people read it."""
     if value is None:
         return ""
@@ -67,7 +92,8 @@ def cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M:%S")
-    return str(value).replace("[", "\\[")
+    text = str(value) if verbatim else redact(str(value))
+    return text.replace("[", "\\[")
 
 
 def size(count: float) -> str:

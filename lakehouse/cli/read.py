@@ -275,10 +275,10 @@ def query(
 
     result = run_query(open_app(), statement, organization=organization, as_of=_moment(as_of) if as_of else None)
     if as_json:
-        print_json(result.to_pylist())
+        print_json(result.to_pylist(), verbatim=True)
         return
     rows = [tuple(row.values()) for row in result.to_pylist()] if result.num_columns else []
-    stdout.print(table("", result.column_names, rows))
+    stdout.print(table("", result.column_names, rows, verbatim=True))
     sys.stderr.write(f"{result.num_rows:,} rows\n")
 
 

@@ -28,7 +28,6 @@ def init(
     """Create or upgrade the control tables, and give every organization its lake. Safe to repeat."""
     from lakehouse.app import App
     from lakehouse.control.database import migrate
-    from lakehouse.enrol import enrol
     from lakehouse.settings import load_settings
     from schemas.errors import LakehouseError
 
@@ -45,13 +44,14 @@ def init(
         )
     app.probe_storage()
     app.engine = migrate(app.settings)
+    app.recognize_catalog()
     app.enrolled()
     added: list[str] = []
     present: list[str] = []
     errors: dict[str, LakehouseError] = {}
     for one in organization or known:
         try:
-            new = enrol(app, one)
+            new = app.enrol(one)
         except LakehouseError as error:
             errors[one] = error
             continue

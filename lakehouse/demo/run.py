@@ -15,7 +15,6 @@ from lakehouse.demo.environment import World
 from lakehouse.demo.fleet import FleetReport
 from lakehouse.demo.live import LiveWorkload
 from lakehouse.demo.seed import seed
-from lakehouse.enrol import enrol
 from lakehouse.executor import LocalProcesses
 from lakehouse.sync import TableResult, sync_table
 from lakehouse.verify.compare import Comparison, verify_table
@@ -144,7 +143,7 @@ def prepare(app: App, world: World, report: DemoReport, say: Say, lap: Laps) -> 
     app.engine = migrate(app.settings)
     report.labels = app.source.organizations()
     for organization in report.labels:
-        enrol(app, organization)
+        app.enrol(organization)
     lap("init")
 
 

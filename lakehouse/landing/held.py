@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from catalog.lake import LakeAddress
 from lakehouse.capture.position import HALF_SPACE, XID_SPACE
 from lakehouse.capture.protocol import CONTENT_HASH
 from lakehouse.duck import connect, lake_relation, literal, plain_path, quoted
@@ -88,14 +89,14 @@ def unreadable(table: Table, error: Exception) -> LakehouseError:
 
 @contextmanager
 def held_versions(
-    contract: Contract, storage: Mapping[str, str], tables: Mapping[str, Table], lower: int
+    contract: Contract, lakes: Iterable[LakeAddress], tables: Mapping[str, Table], lower: int
 ) -> Iterator[HeldRows]:
     """What the tables hold as (tenant, event time, key, `_xmin`), at or after the transaction id `lower` (64-bit).
 
     Only of the source's present history: in an earlier one the same id named another transaction.
     """
     names = list(dict.fromkeys([contract.tenant, *contract.identity, XMIN]))
-    with connect(storage) as connection:
+    with connect(lakes) as connection:
         held = HeldRows(contract, connection, names)
         for organization, table in tables.items():
             if table.current_snapshot() is not None:
@@ -111,11 +112,11 @@ def held_versions(
 
 
 @contextmanager
-def held_content(contract: Contract, storage: Mapping[str, str], tables: Mapping[str, Table]) -> Iterator[HeldRows]:
+def held_content(contract: Contract, lakes: Iterable[LakeAddress], tables: Mapping[str, Table]) -> Iterator[HeldRows]:
     """What the tables show now as (tenant, event time, key, hash of the canonical row): what a recapture subtracts."""
     identity = list(dict.fromkeys([contract.tenant, *contract.identity]))
     order = ", ".join(quoted(n) for n in contract.identity)
-    with connect(storage) as connection:
+    with connect(lakes) as connection:
         held = HeldRows(contract, connection, [*identity, CONTENT_HASH])
         for organization, table in tables.items():
             if table.current_snapshot() is not None:
@@ -197,12 +198,12 @@ class KeyReconciliation:
 
 @contextmanager
 def key_reconciliation(
-    contract: Contract, storage: Mapping[str, str], keys: Iterator[pa.RecordBatch]
+    contract: Contract, lakes: Iterable[LakeAddress], keys: Iterator[pa.RecordBatch]
 ) -> Iterator[KeyReconciliation]:
     """Stream the hot table's keys into DuckDB, which spills what does not fit."""
     import pyarrow as pa
 
-    with connect(storage) as connection:
+    with connect(lakes) as connection:
         first = next(keys, None)
         if first is None:
             names = dict.fromkeys([contract.tenant, *contract.identity])

@@ -14,7 +14,7 @@ that came between is kept (the commit is made again on top of it). The snapshot 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
     from pyiceberg.table import Table
+
+    from catalog.lake import LakeAddress
 
 TIER = 4
 ATTEMPTS = 5
@@ -114,7 +116,7 @@ def compact(
     references: References,
     contract: Contract,
     organization: str,
-    storage: Mapping[str, str],
+    address: LakeAddress,
     groups: Sequence[Group],
     should_stop: Callable[[], bool],
 ) -> Compacted:
@@ -128,7 +130,7 @@ def compact(
     for group in groups:
         if should_stop():
             break
-        waiting.append((group, _merge(references.table, contract, organization, storage, group)))
+        waiting.append((group, _merge(references.table, contract, organization, address, group)))
         if len(waiting) >= COMMIT_DAYS:
             _commit_all(references, waiting, done)
             waiting = []
@@ -137,7 +139,7 @@ def compact(
     return done
 
 
-def _merge(table: Table, contract: Contract, organization: str, storage: Mapping[str, str], group: Group) -> StagedFile:
+def _merge(table: Table, contract: Contract, organization: str, address: LakeAddress, group: Group) -> StagedFile:
     import duckdb
 
     where = ".".join(table.name())
@@ -145,7 +147,7 @@ def _merge(table: Table, contract: Contract, organization: str, storage: Mapping
     folder = "" if group.day is None else f"{contract.event_time}_day={_date(group.day)}/"
     path = f"{table.location()}/data/{folder}compacted-{uuid.uuid4().hex}.parquet"
     schema = arrow_schema(contract)
-    with connect(storage) as connection:
+    with connect([address]) as connection:
         try:
             rows = _rows(connection, contract, paths)
             order = ", ".join(quoted(n) for n in dict.fromkeys([contract.tenant, *contract.identity, SEQUENCE]))

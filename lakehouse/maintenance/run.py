@@ -25,6 +25,8 @@ from schemas.errors import LakehouseError, Retry
 if TYPE_CHECKING:
     from pyiceberg.table import Table
 
+    from catalog.lake import LakeAddress
+
 SWEEPS = 6
 """A folder is listed as a whole so often in `orphan_hours`."""
 
@@ -114,7 +116,7 @@ def _maintain(
     except LakehouseError as error:
         result.errors.append(error)
         return
-    run = _Run(app, contract, result, references, dict(lake.address.storage), should_stop)
+    run = _Run(app, contract, result, references, lake.address, should_stop)
     steps = [run.preview] if dry_run else [run.expire, run.sweep, run.remove, run.merge, run.measure]
     for step in steps:
         if should_stop() and step != run.measure:
@@ -136,7 +138,7 @@ class _Run:
         contract: Contract,
         result: MaintenanceResult,
         references: References,
-        storage: dict[str, str],
+        address: LakeAddress,
         should_stop: Callable[[], bool],
     ) -> None:
         self.app = app
@@ -145,7 +147,7 @@ class _Run:
         self.contract = contract
         self.result = result
         self.references = references
-        self.storage = storage
+        self.address = address
         self.should_stop = should_stop
         self.now = app.clock()
         self.swept_at = statistics.last_sweep(app.engine, result.organization, contract.table)
@@ -185,7 +187,7 @@ class _Run:
     def merge(self) -> None:
         self._refresh()
         groups = plan(self.references.live(), self.settings, self.now)
-        done = compact(self.references, self.contract, self.result.organization, self.storage, groups, self.should_stop)
+        done = compact(self.references, self.contract, self.result.organization, self.address, groups, self.should_stop)
         garbage.note(self.engine, self.result.organization, self.contract.table, done.unused, garbage.ORPHAN, self.now)
         self.result.files_merged, self.result.files_written = done.files, done.into
         self.result.rows_merged, self.result.bytes_merged = done.rows, done.bytes
@@ -197,7 +199,7 @@ class _Run:
             self.references,
             self.contract,
             self.result.organization,
-            self.storage,
+            self.address,
             self.settings,
             self.now,
             self.swept_at,

@@ -19,9 +19,9 @@ from schemas.contract import Contract
 from schemas.lake_columns import CAPTURED_AT, OP, SEQUENCE, UPSERT, WINDOW
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sqlalchemy import Engine
+
+    from catalog.lake import LakeAddress
 
 RECENT_DAYS = 7.0
 
@@ -49,7 +49,7 @@ def measure(
     references: References,
     contract: Contract,
     organization: str,
-    storage: Mapping[str, str],
+    address: LakeAddress,
     settings: MaintenanceSettings,
     now: datetime,
     swept_at: datetime | None,
@@ -64,7 +64,7 @@ def measure(
     snapshot = table.current_snapshot()
     metadata = list_files(table, "metadata")
     recent = _Recent(contract, live, now)
-    recent.read(references, storage)
+    recent.read(references, address)
     small = [f for f in live if f.bytes < settings.small_file_bytes]
     return Measured(
         measured_at=now,
@@ -103,7 +103,7 @@ class _Recent:
         self.versions = self.keys = self.bytes = 0
         self.days = 0.0
 
-    def read(self, references: References, storage: Mapping[str, str]) -> None:
+    def read(self, references: References, address: LakeAddress) -> None:
         import duckdb
 
         if self.first is None or not self.files:
@@ -112,7 +112,7 @@ class _Recent:
         first = f"read_parquet({literal(plain_path(self.first.path))}, hive_partitioning = false)"
         key = ", ".join(quoted(n) for n in self.contract.identity)
         recent = f"{CAPTURED_AT} >= TIMESTAMPTZ {literal(self.since.isoformat())}"
-        with connect(storage) as connection:
+        with connect([address]) as connection:
             try:
                 ((backfill, began),) = connection.execute(
                     f"SELECT arg_min({WINDOW}, {SEQUENCE}), epoch_us(min({CAPTURED_AT})) FROM {first}"

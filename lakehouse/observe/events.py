@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from lakehouse.observe.redact import redact, redact_values
 from schemas.errors import LakehouseError
 
 Sink = Callable[[dict[str, Any]], None]
@@ -29,7 +30,7 @@ class Events:
 
     def emit(self, kind: str, **fields: Any) -> None:
         """An event that has no duration of its own. `kind`: window, landing, delivery, maintenance, lease, …"""
-        event = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": kind, **fields}
+        event = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": kind, **redact_values(fields)}
         for sink in self._sinks:
             sink(event)
 
@@ -49,9 +50,9 @@ class Events:
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line."""
+    """An error in one line of at most 500 characters, without secrets: fit to be stored and shown."""
     text = error.detail if isinstance(error, LakehouseError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())[:500]
+    return " ".join(redact(text).split())[:500]
 
 
 _LOCK = threading.Lock()

@@ -92,7 +92,7 @@ def verify_table(
     cursors = store.cursors(app.engine, contract.table)
     violations: dict[str, Violation] = {}
     with (
-        connect(app.address.storage) as duck,
+        connect(app.addresses_of(tables)) as duck,
         app.source.catalog() as catalog,
         app.source.reader() as reader,
         reader.cursor() as cursor,

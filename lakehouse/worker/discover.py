@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lakehouse.control import store
-from lakehouse.enrol import enrol
 from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def discover(app: App) -> Discovered:
     for organization in sorted(listed - set(lakes)):
         if app.settings.schedule.enrol:
             try:
-                enrol(app, organization)
+                app.enrol(organization)
                 found.enrolled.append(organization)
             except LakehouseError as error:
                 found.errors[organization] = error
