@@ -344,6 +344,7 @@ def _window(
         kind=window.plans[0].kind.value if window.plans else "refused",
         snapshot=str(window.snapshot),
         captured_at=captured_at,
+        changes=window.changes,
         shares=staged,
         idle=[IdleMove(found, positions[found[0]]) for found in idle.values()],
         failed={o: decide(e, members[o].attempts + 1, app.settings.work, endless=True) for o, e in failures.items()},

@@ -172,21 +172,27 @@ def _costs(
         )
 
 
+def blind_spots(method: str, settings: CaptureSettings) -> list[str]:
+    """What a capture method cannot see."""
+    if method == TriggerCapture.name:
+        return ["versions that were overwritten between two windows"]
+    return [
+        "rows that came and went, and versions that were overwritten, between two windows",
+        f"a delete sooner than the next comparison of keys (up to {settings.reconcile_every_seconds} s)",
+    ]
+
+
 def _sight(check: TableCheck, settings: CaptureSettings) -> None:
+    check.cannot_see = blind_spots(check.method, settings)
     if check.method == TriggerCapture.name:
         check.sees = [
             "every committed insert, update, delete and move, late commits, ties and savepoints too, at once",
             "TRUNCATE, and triggers that were switched off or replaced, by comparing keys at the next window",
         ]
-        check.cannot_see = ["versions that were overwritten between two windows"]
         return
     check.sees = [
         "every committed insert and update, late commits, ties and savepoints too",
         f"deletes and moves, by comparing keys every {settings.reconcile_every_seconds} s",
-    ]
-    check.cannot_see = [
-        "rows that came and went, and versions that were overwritten, between two windows",
-        f"a delete sooner than the next comparison of keys (up to {settings.reconcile_every_seconds} s)",
     ]
     if check.pruned_by:
         check.sees.append("changes that did not set the timestamp, at the next comparison of keys")

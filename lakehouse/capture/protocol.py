@@ -67,6 +67,8 @@ class OpenWindow(Protocol):
 
     snapshot: Snapshot
     captured_at: datetime
+    changes: int | None
+    """Row versions ever written to the table, about, when the window was taken: what `status` measures its lag by."""
     plans: Sequence[Plan]
     violations: dict[str, Violation]
     """Organizations that broke the contract, filled while rows are read; their share is not to be landed."""

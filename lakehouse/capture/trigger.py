@@ -27,7 +27,7 @@ from lakehouse.capture.installation import GONE, TRUNCATED, WHAT, Installation
 from lakehouse.capture.position import Position, Snapshot, SourceIdentity
 from lakehouse.capture.projection import select_list, to_lake
 from lakehouse.capture.protocol import Group, Plan, WindowKind
-from lakehouse.capture.source import Source, SourceError, check_table, describe, identify
+from lakehouse.capture.source import Source, SourceError, change_counts, check_table, describe, identify
 from lakehouse.capture.xmin import (
     CHANGED,
     XminWindow,
@@ -95,6 +95,7 @@ class TriggerCapture:
             hot = describe(catalog, contract)
             check_table(contract, hot)
             identity = identify(catalog, hot, self.source.settings.address)
+            changes = change_counts(catalog, [contract]).get(contract.table)
             snapshot = Snapshot.parse(_text(cursor, contract, sql.SQL("SELECT pg_current_snapshot()::text")))
             captured_at = self.clock()
             failpoint("capture.before_read")
@@ -116,6 +117,7 @@ class TriggerCapture:
                 fingerprint=hot.fingerprint(contract),
                 identity=identity,
                 tenant_type=hot.columns[contract[contract.tenant].source].type,
+                changes=changes,
                 log=log,
                 log_tenant_type=installation.log_type(contract[contract.tenant], hot),
             )

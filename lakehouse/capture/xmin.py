@@ -23,7 +23,7 @@ from lakehouse.capture.fence import SourceRefused, Verdict, judge, refusal
 from lakehouse.capture.position import XID_SPACE, Position, Snapshot, SourceIdentity, new_ids, still_new
 from lakehouse.capture.projection import Violation, select_list, to_lake
 from lakehouse.capture.protocol import CONTENT_HASH, Group, Plan, WindowKind
-from lakehouse.capture.source import Source, SourceError, check_table, describe, identify
+from lakehouse.capture.source import Source, SourceError, change_counts, check_table, describe, identify
 from lakehouse.clock import Clock
 from lakehouse.failpoints import failpoint
 from lakehouse.settings import CaptureSettings
@@ -67,6 +67,8 @@ class XminCapture:
                 hot = describe(catalog, contract)
                 check_table(contract, hot)
                 identity = identify(catalog, hot, self.source.settings.address)
+                # Before the snapshot: what changes meanwhile is rather counted as not read yet.
+                changes = change_counts(catalog, [contract]).get(contract.table)
                 snapshot, captured_at = self._snapshot(cursor)
                 failpoint("capture.before_read")
                 refused, accepted = refuse_groups(contract, groups, identity, snapshot)
@@ -87,6 +89,7 @@ class XminCapture:
                     fingerprint=hot.fingerprint(contract),
                     identity=identity,
                     tenant_type=hot.columns[contract[contract.tenant].source].type,
+                    changes=changes,
                 )
 
     def _snapshot(self, cursor: AdbcCursor) -> tuple[Snapshot, datetime]:
@@ -146,6 +149,7 @@ class XminWindow:
     fingerprint: tuple[str, tuple[tuple[str, str], ...]]
     identity: SourceIdentity
     tenant_type: str
+    changes: int | None = None
     refused: Mapping[str, LakehouseError] = field(default_factory=dict)
     violations: dict[str, Violation] = field(default_factory=dict)
     _seen: set[int] = field(default_factory=set)

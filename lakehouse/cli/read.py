@@ -15,6 +15,7 @@ from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
     from lakehouse.maintenance.bounds import Bounds
+    from lakehouse.status import TableStatus
     from lakehouse.verify.compare import Comparison
 
 
@@ -45,7 +46,9 @@ def status(as_json: JsonFlag = False) -> None:
                     "table",
                     "state",
                     "method",
+                    "cadence",
                     "lag",
+                    "rows behind",
                     "deletes seen",
                     "last landing",
                     "watermark",
@@ -57,7 +60,9 @@ def status(as_json: JsonFlag = False) -> None:
                         t.table,
                         t.state,
                         t.method,
+                        duration(t.cadence_seconds),
                         duration(t.lag_seconds),
+                        _behind(t),
                         f"{duration(t.delete_lag_seconds)} ago" if t.reconciled_at else "never" if t.method else "",
                         t.landed_at,
                         t.watermark,
@@ -65,24 +70,32 @@ def status(as_json: JsonFlag = False) -> None:
                     )
                     for t in found.tables
                 ],
-                numbers=("lag", "sequence"),
+                numbers=("cadence", "lag", "rows behind", "sequence"),
             )
         )
         for t in found.tables:
             if t.error:
+                then = f"; tried again at {t.next_attempt_at:%H:%M:%S}" if t.next_attempt_at else ""
                 stderr.print(
-                    f"error: {t.table}: organization {t.organization}: {t.error}", markup=False, soft_wrap=True
+                    f"{'stopped' if t.state == 'stopped' else 'error'}: {t.table}: organization {t.organization}: "
+                    f"{t.error}{then}",
+                    markup=False,
+                    soft_wrap=True,
                 )
-        if any(t.method == "xmin" for t in found.tables):
-            widest = max(found.window_seconds.values(), default=None)
-            stdout.print(
-                "method xmin does not see versions that were overwritten between two windows"
-                + (f" (recent windows are {duration(widest)} wide)" if widest else "")
-                + ", and deletes only when keys are compared."
-            )
+        stdout.print("rows behind: staged and not landed, and (~) about how many versions of the table are unread")
+        widest = max(found.window_seconds.values(), default=None)
+        for method, lines in {t.method: t.cannot_see for t in found.tables if t.method}.items():
+            wide = f" (recent windows are {duration(widest)} wide)" if widest else ""
+            stdout.print(f"method {method} cannot see: {'; '.join(lines)}{wide}", markup=False, soft_wrap=True)
         show_bounds(found.bounds, labels)
     if not found.healthy:
         raise typer.Exit(1)
+
+
+def _behind(status: TableStatus) -> str:
+    parts = [f"{status.waiting_rows:,}"] if status.waiting_rows else []
+    parts += [f"~{status.unread_rows:,}"] if status.unread_rows is not None else []
+    return " + ".join(parts)
 
 
 def show_bounds(bounds: Bounds, labels: dict[str, str]) -> None:

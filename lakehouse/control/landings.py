@@ -65,6 +65,7 @@ def record_window(
     kind: str,
     snapshot: str,
     captured_at: datetime,
+    changes: int | None,
     shares: Sequence[StagedShare],
     idle: Iterable[IdleMove],
     failed: Mapping[str, Decision],
@@ -83,7 +84,13 @@ def record_window(
         guard_task(connection, lease)
         connection.execute(
             insert(Window).values(
-                id=window, table_name=table, method=method, kind=kind, snapshot=snapshot, captured_at=captured_at
+                id=window,
+                table_name=table,
+                method=method,
+                kind=kind,
+                snapshot=snapshot,
+                captured_at=captured_at,
+                changes=changes,
             )
         )
         if shares:

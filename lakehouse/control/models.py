@@ -218,6 +218,7 @@ class Window(Base):
     kind: Mapped[str] = mapped_column(String(16))
     snapshot: Mapped[str]
     captured_at: Mapped[datetime]
+    changes: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     __table_args__ = (Index("ix_windows_table_name_captured_at", "table_name", "captured_at"),)
 

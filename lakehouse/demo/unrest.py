@@ -45,7 +45,7 @@ STOP_SECONDS = 60.0
 class UnrestOptions:
     """How hard the programs are treated."""
 
-    kill_every: float = 4.0
+    kill_every: float = 5.0
     outage_at: float = 25.0
     outage_seconds: float = 10.0
 

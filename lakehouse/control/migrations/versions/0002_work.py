@@ -76,6 +76,7 @@ def upgrade() -> None:
         sa.Column("created_at", _MOMENT, server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_adoptions")),
     )
+    op.add_column("windows", sa.Column("changes", sa.BigInteger(), nullable=True))
     op.add_column("lakes", sa.Column("stopped_at", _MOMENT, nullable=True))
     op.add_column("lakes", sa.Column("stopped_reason", sa.String(length=500), nullable=True))
     op.add_column("warehouse_destinations", sa.Column("target", sa.Text(), nullable=True))
@@ -118,6 +119,7 @@ def downgrade() -> None:
     op.drop_column("warehouse_deliveries", "takeovers")
     op.drop_index("uq_warehouse_destinations_target", table_name="warehouse_destinations")
     op.drop_column("warehouse_destinations", "target")
+    op.drop_column("windows", "changes")
     for column in ("stopped_reason", "stopped_at"):
         op.drop_column("lakes", column)
     for table in ("adoptions", "freed_files", "table_statistics", "workers", "tasks"):
