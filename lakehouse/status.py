@@ -130,14 +130,13 @@ class _Reading:
         self.unread = self._unread(connection)
 
     def _unread(self, connection: Connection) -> dict[str, int]:
-        at_window = dict(
-            connection.execute(
-                select(Window.table_name, Window.changes)
-                .distinct(Window.table_name)
-                .where(Window.changes.is_not(None))
-                .order_by(Window.table_name, Window.captured_at.desc())
-            ).tuples()
+        rows = connection.execute(
+            select(Window.table_name, Window.changes)
+            .distinct(Window.table_name)
+            .where(Window.changes.is_not(None))
+            .order_by(Window.table_name, Window.captured_at.desc())
         )
+        at_window = {row.table_name: row.changes or 0 for row in rows}
         try:
             with self.app.source.catalog() as catalog:
                 counts = change_counts(catalog, list(self.app.contracts.values()))
@@ -145,7 +144,7 @@ class _Reading:
             # How many rows are unread is not known then; everything else is.
             return {}
         # The statistics may have been reset since.
-        return {t: max(0, count - (at_window[t] or 0)) for t, count in counts.items() if t in at_window}
+        return {t: max(0, count - at_window[t]) for t, count in counts.items() if t in at_window}
 
     def tables(self) -> list[TableStatus]:
         return [
