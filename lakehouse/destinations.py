@@ -119,6 +119,8 @@ def add(
     """
     from sqlalchemy.exc import IntegrityError
 
+    if not name.strip():
+        raise LakehouseError("a destination needs a name", "Say --name.")
     chosen = parse_kind(kind)
     parsed = parse_config(chosen, dict(config))
     _check_tables(app, [*tables, *table_cadences])
@@ -145,7 +147,7 @@ def add(
             )
             _set_cadences(connection, identifier, table_cadences)
     except IntegrityError as error:
-        if "target" in str(error.orig):
+        if "target" in str(error.orig) or "_lake" in str(error.orig):
             raise LakehouseError(
                 f"another {chosen.value} destination writes to {target} already",
                 "Two destinations never share a target: edit that one (`lakehouse destinations list`).",
@@ -236,7 +238,7 @@ def reach(app: App, destination: Destination) -> dict[str, Any]:
     assert destination.organization is not None  # noqa: S101 - only ICEBERG_S3 is delivered to
     lake = app.lake(destination.organization)
     lake.check()
-    app.probe_storage()
+    app.probe_storage(lake.address)
     return {"destination": str(destination.id), "target": destination.target, "well": True}
 
 

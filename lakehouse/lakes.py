@@ -194,9 +194,17 @@ def add_lake(
         if old is not None and not same:
             _leave(app, organization, known)
         new = rows.save_own_lake(
-            app.engine, lake_id, organization, encode_organization(organization), address.kind, config, warehouse,
-            sealed, version, list(app.contracts),
-        )  # fmt: skip
+            app.engine,
+            lake_id,
+            organization,
+            encode_organization(organization),
+            address.kind,
+            config,
+            warehouse,
+            sealed,
+            version,
+            cadence_seconds=app.settings.schedule.cadence_seconds,
+        )
         LakeNamespace(catalog, address, organization, app.settings.installation).ensure()
     finally:
         app.forget_lakes()

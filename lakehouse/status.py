@@ -27,6 +27,8 @@ from lakehouse.maintenance.bounds import Bounds, read_bounds
 from lakehouse.outbox import tasks
 from schemas.errors import LakehouseError
 
+RECENT_WINDOWS = 2000
+
 
 @dataclass(frozen=True)
 class TableStatus:
@@ -84,7 +86,9 @@ def read_status(app: App) -> Status:
             warehouse=app.settings.lake.warehouse,
             window_seconds=_widths(
                 connection.execute(
-                    select(Window.table_name, Window.captured_at).order_by(Window.captured_at.desc()).limit(2000)
+                    select(Window.table_name, Window.captured_at)
+                    .order_by(Window.captured_at.desc())
+                    .limit(RECENT_WINDOWS)
                 ).all()
             ),
             bounds=read_bounds(app),
@@ -130,13 +134,14 @@ class _Reading:
         self.unread = self._unread(connection)
 
     def _unread(self, connection: Connection) -> dict[str, int]:
-        rows = connection.execute(
+        at_window: dict[str, int] = {}
+        for row in connection.execute(
             select(Window.table_name, Window.changes)
-            .distinct(Window.table_name)
             .where(Window.changes.is_not(None))
-            .order_by(Window.table_name, Window.captured_at.desc())
-        )
-        at_window = {row.table_name: row.changes or 0 for row in rows}
+            .order_by(Window.captured_at.desc())
+            .limit(RECENT_WINDOWS)
+        ):
+            at_window.setdefault(row.table_name, row.changes or 0)
         try:
             with self.app.source.catalog() as catalog:
                 counts = change_counts(catalog, list(self.app.contracts.values()))
@@ -159,7 +164,8 @@ class _Reading:
         destination = self.destinations.get(organization)
         task = self.tasks.get(tasks.task_id(tasks.CAPTURE if row else tasks.BACKFILL, table))
         error = (waits.last_error if waits else None) or (row.last_error if row else None)
-        error = error or (task.last_error if task else None)
+        # Another organization's fault is its own, and may name its places; a fault of the table is everybody's.
+        error = error or (task.detail.get(organization) or task.detail.get("") if task else None)
         given_up = (waits is not None and waits.status == DeliveryStatus.DEAD_LETTER.value) or (row and row.stopped)
         if stopped:
             state, error = "stopped", stopped

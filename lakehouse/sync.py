@@ -202,7 +202,7 @@ def _land_claimable(app: App, contract: Contract, tables: LakeTables, result: Ta
         app.settings.work.lease_seconds,
         kinds=[DestinationKind.ICEBERG_S3],
         limit=100,
-        table=contract.table,
+        tables=[contract.table],
         early=early,
     ):
         land_claimed(app, contract, tables, claimed, result)

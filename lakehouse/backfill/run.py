@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -24,9 +25,10 @@ from lakehouse.capture.xmin import prune_bound
 from lakehouse.control import landings, store
 from lakehouse.executor import Executor
 from lakehouse.failpoints import failpoint
-from lakehouse.landing.commit import land
+from lakehouse.landing.commit import land, reset_incomplete
 from lakehouse.landing.cursor import LakeCursor, read_cursor
-from lakehouse.landing.parquet import StagedFile
+from lakehouse.landing.parquet import StagedFile, StagedFileError, check_staged
+from lakehouse.observe import events
 from lakehouse.outbox import tasks
 from lakehouse.outbox.lease import Lease, LeaseLostError
 from lakehouse.outbox.retry import decide
@@ -37,6 +39,7 @@ from schemas.errors import LakehouseError, Retry
 
 if TYPE_CHECKING:
     import psycopg
+    from pyiceberg.table import Table
 
 Progress = Callable[[int, int], None]
 """Called with rows read by this run so far and rows expected in all."""
@@ -135,15 +138,28 @@ def run_backfill(
             raise
         result.errors[""] = error
         return
-    _give_back(app, task, next(iter(result.errors.values()), None), unfinished=stopping())
+    _give_back(app, task, result.errors.get(""), result.errors, unfinished=stopping())
 
 
-def _give_back(app: App, task: ClaimedTask, error: Exception | None, *, unfinished: bool = False) -> None:
+def _give_back(
+    app: App,
+    task: ClaimedTask,
+    error: Exception | None,
+    organizations: Mapping[str, LakehouseError] | None = None,
+    *,
+    unfinished: bool = False,
+) -> None:
     work = app.settings.work
-    if error is None:
+    if error is None and not organizations:
         tasks.finish(app.engine, task.lease, again_in=0 if unfinished else None)
-    else:
-        tasks.fail(app.engine, task.lease, decide(error, task.attempts + 1, work), work.retry_max_seconds)
+        return
+    of_each = None
+    if error is None and organizations:
+        of_each = {o: events.describe(e) for o, e in organizations.items()}
+        error = BackfillError(f"{task.table}: {len(of_each)} organizations could not be backfilled")
+    assert error is not None  # noqa: S101 - one of the two is there
+    decision = decide(error, task.attempts + 1, work)
+    tasks.fail(app.engine, task.lease, decision, work.retry_max_seconds, organizations=of_each)
 
 
 @dataclass(frozen=True)
@@ -182,18 +198,24 @@ class _Run:
                     return False
                 state = _begin(app, contract, catalog, hot, ready)
             else:
-                ready = self._ready(tables, list(state.organizations), resuming=True)
-                # Ranges read from now on will lack the others: they must not be landed by this backfill.
-                record.leave_out(app.engine, state.id, set(state.organizations) - set(ready))
+                captured = store.captured(app.engine, contract.table)
+                ready = self._ready(tables, [o for o in state.organizations if o in captured], resuming=True)
+                if any(not r.done for r in state.ranges) or not captured.issuperset(state.organizations):
+                    # Ranges read from now on will lack the others: they must not be landed by this backfill.
+                    record.leave_out(app.engine, state.id, set(state.organizations) - set(ready))
         result.resumed_ranges = sum(r.done for r in state.ranges)
         footers = self._read_ranges(hot, tables, state)
         if footers is None:
             return False
         failpoint("backfill.before_commit")
-        if self._land(tables, state.id, footers):
-            record.finish(app.engine, state.id, app.clock())
-            return resumed
-        return False
+        failed = self._land(tables, state.id, footers)
+        newcomers = set(store.without_cursor(app.engine, contract.table)) - set(state.organizations)
+        if failed and not newcomers:
+            # What was read waits for its lake; nobody else waits for it.
+            return False
+        record.leave_out(app.engine, state.id, failed)
+        record.finish(app.engine, state.id, app.clock())
+        return resumed or bool(failed)
 
     def _ready(self, tables: LakeTables, organizations: list[str], *, resuming: bool = False) -> list[str]:
         """Open or make each lake table; leave out those that fail and those that have a cursor already."""
@@ -202,7 +224,11 @@ class _Run:
             try:
                 table = tables(organization)
                 cursor = read_cursor(table)
-                if cursor is None or not cursor.complete or resuming:
+                if cursor is not None and not cursor.complete and not resuming:
+                    # Part of a backfill that was given up: nothing goes on from there, and all of it is read again.
+                    reset_incomplete(table)
+                    cursor = None
+                if cursor is None or resuming:
                     ready.append(organization)
                     continue
             except LakehouseError as error:
@@ -266,12 +292,13 @@ class _Run:
                     self.progress(done_rows + result.read_rows, max(state.estimated_rows, done_rows + result.read_rows))
         return written
 
-    def _land(self, tables: LakeTables, backfill: uuid.UUID, written: dict[str, StagedFile]) -> bool:
+    def _land(self, tables: LakeTables, backfill: uuid.UUID, written: dict[str, StagedFile]) -> set[str]:
         """One commit (or numbered parts) per organization; where that is done already, only the cursor is written.
 
-        True if nothing is left to land.
+        Returns those that could not be landed and may be later. One whose staged files are gone or changed leaves
+        the backfill: the next one reads it again.
         """
-        complete = True
+        failed: set[str] = set()
         landed = store.cursors(self.app.engine, self.contract.table)
         state = record.load(self.app.engine, backfill)
         files: dict[str, list[StagedFile]] = defaultdict(list)
@@ -282,15 +309,32 @@ class _Run:
             if organization in landed:
                 continue
             try:
-                self._land_one(tables, state, organization, files[organization])
+                self._land_one(tables, state, organization, files[organization], written)
             except LeaseLostError:
                 raise
+            except StagedFileError as error:
+                self.result.errors[organization] = error
+                record.leave_out(self.app.engine, backfill, [organization])
             except LakehouseError as error:
                 self.result.errors[organization] = error
-                complete = False
-        return complete
+                failed.add(organization)
+        return failed
 
-    def _land_one(self, tables: LakeTables, state: BackfillState, organization: str, files: list[StagedFile]) -> None:
+    def _check(self, table: Table, foreign: list[StagedFile]) -> None:
+        """Right before a commit: is the backfill still ours, and is what another run staged what lies there?"""
+        self.lease.check()
+        for file in foreign:
+            check_staged(table.io, file)
+            self.lease.check()
+
+    def _land_one(
+        self,
+        tables: LakeTables,
+        state: BackfillState,
+        organization: str,
+        files: list[StagedFile],
+        written: dict[str, StagedFile],
+    ) -> None:
         app, table = self.app, self.contract.table
         cursor = LakeCursor(
             position=state.position(),
@@ -310,7 +354,7 @@ class _Run:
                 None,
                 cursor,
                 most_partitions=app.settings.landing.max_partitions,
-                guard=self.lease.check,
+                guard=functools.partial(self._check, tables(organization), [f for f in files if f.path not in written]),
             )
             cursor, snapshot_id = landed.cursor, landed.snapshot_id
             failpoint("backfill.after_commit")
@@ -326,6 +370,8 @@ class _Run:
             now=app.clock(),
         )
         self.result.rows[organization] = rows
+        # It may have been left out of the backfill before this one.
+        self.result.errors.pop(organization, None)
 
 
 def _begin(

@@ -306,6 +306,7 @@ def retry(
     from federation.kinds import DeliveryStatus
     from lakehouse.control import store
     from lakehouse.destinations import deliveries
+    from lakehouse.outbox import tasks
     from lakehouse.outbox.deliveries import retry_now
 
     if bool(delivery) + bool(organization or table_name) + everything != 1:
@@ -317,6 +318,7 @@ def retry(
         app.contract(table_name)
     of = _organization(app, organization)
     captures: list[tuple[str, str]] = []
+    waiting: list[str] = []
     if delivery:
         chosen = [_uuid(d) for d in delivery]
     else:
@@ -326,11 +328,15 @@ def retry(
             for row in deliveries(app, organization=of, table=table_name, status=status, limit=100_000)
         ]
         captures = store.retry_cursors(app.engine, organization=of, table=table_name)
+        if of is None:
+            waiting = tasks.retry_now(app.engine, table_name)
     done = retry_now(app.engine, chosen)
     if as_json:
-        print_json({"deliveries": done, "captures": [{"organization": o, "table": t} for o, t in captures]})
+        print_json(
+            {"deliveries": done, "captures": [{"organization": o, "table": t} for o, t in captures], "tasks": waiting}
+        )
         return
-    stdout.print(f"{len(done)} deliveries and {len(captures)} captures are tried again now")
+    stdout.print(f"{len(done)} deliveries, {len(captures)} captures and {len(waiting)} tasks are tried again now")
     if delivery and (left := set(chosen) - set(done)):
         raise LakehouseError(
             f"{len(left)} of them neither failed nor were given up: {', '.join(map(str, left))}",

@@ -13,7 +13,9 @@ from lakehouse.cli.output import JsonFlag, print_json, size, stderr, stdout, tab
 from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
+    from lakehouse.app import App
     from lakehouse.maintenance.run import MaintenanceResult
+    from schemas.contract import Contract
 
 
 def register(app: typer.Typer) -> None:
@@ -34,8 +36,6 @@ def maintain(
     """
     from lakehouse.capture.tombstones import prune_tombstones
     from lakehouse.maintenance.outbox import prune_outbox
-    from lakehouse.maintenance.run import maintain_all
-    from lakehouse.outbox import tasks
     from lakehouse.query import find_tenant, tenants
 
     app = open_app()
@@ -48,24 +48,13 @@ def maintain(
         signal.signal(number, lambda *_: stop.set())
     results: list[MaintenanceResult] = []
     busy: list[str] = []
+    names_of = [t.organization for t in wanted] if organization else None
     for contract in chosen(app, names):
-        task = tasks.claim_named(
-            app.engine, app.leases.owner, app.settings.work.lease_seconds, tasks.MAINTAIN, contract.table
-        )
-        if task is None:
+        done = _one(app, contract, names_of, stop, dry_run=dry_run)
+        if done is None:
             busy.append(contract.table)
-            continue
-        try:
-            with app.leases.holding(task.lease):
-                results += maintain_all(
-                    app,
-                    contract,
-                    [t.organization for t in wanted],
-                    should_stop=lambda lease=task.lease: stop.is_set() or lease.lost,  # type: ignore[misc]
-                    dry_run=dry_run,
-                )
-        finally:
-            tasks.finish(app.engine, task.lease)
+        else:
+            results += done
     pruned = {} if dry_run or stop.is_set() else prune_outbox(app) | prune_tombstones(app)
     if as_json:
         print_json(
@@ -91,6 +80,38 @@ def maintain(
         stderr.print(f"{name}: another program maintains it", markup=False)
     if any(r.errors for r in results) or busy or stop.is_set():
         raise typer.Exit(1)
+
+
+def _one(
+    app: App, contract: Contract, organizations: list[str] | None, stop: threading.Event, *, dry_run: bool
+) -> list[MaintenanceResult] | None:
+    """One table, under its task; None: another program maintains it."""
+    from lakehouse.maintenance.run import maintain_all
+    from lakehouse.outbox import tasks
+
+    task = tasks.claim_named(
+        app.engine, app.leases.owner, app.settings.work.lease_seconds, tasks.MAINTAIN, contract.table
+    )
+    if task is None:
+        return None
+    complete = False
+    try:
+        with app.leases.holding(task.lease):
+            results = maintain_all(
+                app,
+                contract,
+                organizations,
+                should_stop=lambda: stop.is_set() or task.lease.lost,
+                dry_run=dry_run,
+            )
+        complete = organizations is None and not dry_run and not stop.is_set() and not any(r.errors for r in results)
+        return results
+    finally:
+        if complete:
+            tasks.finish(app.engine, task.lease)
+        else:
+            # Not what the schedule asks for: that still comes when it would have.
+            tasks.release(app.engine, task.lease)
 
 
 def _show(results: list[MaintenanceResult], labels: dict[str, str], dry_run: bool) -> None:

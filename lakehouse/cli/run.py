@@ -53,7 +53,7 @@ def _run(roles: Roles) -> None:
     app.events.add(json_lines)
     url = None
     if roles.name == "run" and app.settings.metrics.listen:
-        url, _server = serve(app.settings.metrics.listen, app.engine, app.events)
+        url, _server = serve(app.settings.metrics.listen, app.engine, app.events, app.settings.work.lease_seconds)
 
     def started() -> None:
         stderr.print(

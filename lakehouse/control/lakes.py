@@ -10,6 +10,7 @@ from sqlalchemy import func, insert, or_, select, update
 
 from federation.kinds import DestinationKind
 from lakehouse.control.models import Backfill, Cursor, Lake, Landing, WarehouseDestination
+from lakehouse.control.store import ALL_TABLES, lake_target
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -65,7 +66,8 @@ def save_own_lake(
     warehouse: str,
     credentials: str | None,
     key_version: str | None,
-    tables: Sequence[str],
+    *,
+    cadence_seconds: int,
 ) -> bool:
     """Write an organization's own lake, and the destination ICEBERG_S3 where it had no lake. True if it had none."""
     values = {
@@ -81,7 +83,16 @@ def save_own_lake(
             .where(Lake.id == lake_id, Lake.organization_id == organization)
             .values(**values, updated_at=func.now())
         )
+        target = lake_target(warehouse, namespace)
         if changed.rowcount:
+            connection.execute(
+                update(WarehouseDestination)
+                .where(
+                    WarehouseDestination.lake_id == lake_id,
+                    WarehouseDestination.kind == DestinationKind.ICEBERG_S3.value,
+                )
+                .values(target=target, updated_at=func.now())
+            )
             return False
         connection.execute(insert(Lake).values(id=lake_id, organization_id=organization, namespace=namespace, **values))
         connection.execute(
@@ -90,7 +101,9 @@ def save_own_lake(
                 organization_id=organization,
                 kind=DestinationKind.ICEBERG_S3.value,
                 name="lake",
-                enabled_tables=list(tables),
+                enabled_tables=[ALL_TABLES],
+                target=target,
+                cadence_seconds=cadence_seconds,
                 lake_id=lake_id,
             )
         )

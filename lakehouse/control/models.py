@@ -114,6 +114,7 @@ class WarehouseDestination(Base):
     __table_args__ = (
         UniqueConstraint("organization_id", "name", postgresql_nulls_not_distinct=True),
         Index("uq_warehouse_destinations_target", "kind", "target", unique=True),
+        Index("uq_warehouse_destinations_lake", "lake_id", unique=True, postgresql_where=text("kind = 'ICEBERG_S3'")),
         CheckConstraint(_one_of("kind", DestinationKind), name="kind"),
         CheckConstraint(_one_of("status", DestinationStatus), name="status"),
         CheckConstraint("cadence_seconds > 0", name="cadence"),
@@ -268,6 +269,8 @@ class Task(Base):
     lease_expires_at: Mapped[datetime | None]
     takeovers: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     last_error: Mapped[str | None] = mapped_column(String(500))
+    detail: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    """The error by organization; under "" the whole table's."""
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())

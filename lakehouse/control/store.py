@@ -196,6 +196,13 @@ def without_cursor(engine: Engine, table: str) -> list[str]:
         return list(connection.scalars(query).all())
 
 
+def captured(engine: Engine, table: str) -> set[str]:
+    """Organizations whose lake is not stopped and wants the table."""
+    query = select(Lake.organization_id).join(WarehouseDestination, wants_table(table))
+    with engine.connect() as connection:
+        return set(connection.scalars(query))
+
+
 def cursors(engine: Engine, table: str) -> dict[str, LakeCursor]:
     """Where each organization stands in one table, as this database remembers it."""
     with engine.connect() as connection:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from catalog.errors import CatalogError, lake_errors
 from lakehouse.failpoints import failpoint
-from lakehouse.landing.cursor import CURSOR_PROPERTY, LakeCursor, read_cursor
+from lakehouse.landing.cursor import CURSOR_PROPERTY, CursorError, LakeCursor, read_cursor
 from lakehouse.landing.history import history_properties
 from lakehouse.landing.parquet import StagedFile, describe_data_file
 from schemas.errors import LakehouseError, Retry
@@ -99,6 +99,29 @@ def land(
         landed = _settled(table, dataclasses.replace(after, fence=fence))
     assert landed is not None  # noqa: S101 - the last part was committed now or before
     return landed
+
+
+def reset_incomplete(table: Table) -> None:
+    """Empty a table that holds parts of a backfill that nobody can go on with, and forget its cursor. One commit.
+
+    Raises:
+        CursorError: its cursor is complete: what it holds is history.
+    """
+    from pyiceberg.expressions import AlwaysTrue
+
+    where = ".".join(table.name())
+    with lake_errors(where):
+        table.refresh()
+    found = read_cursor(table)
+    if found is None:
+        return
+    if found.complete:
+        raise CursorError(f"{where}: holds a complete history, which is never emptied")
+    with lake_errors(where):
+        with table.transaction() as transaction:
+            transaction.remove_properties(CURSOR_PROPERTY)
+            transaction.delete(AlwaysTrue(), snapshot_properties={"lakehouse.reset": found.fence or ""})
+        table.refresh()
 
 
 def landed_part(table: Table) -> str:

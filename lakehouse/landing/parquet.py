@@ -238,9 +238,9 @@ def describe_data_file(table: Table, file: StagedFile) -> DataFile:
             with source.open() as stream:
                 metadata = pq.read_metadata(stream)
         if size != file.bytes or metadata.num_rows != file.rows:
-            raise StorageError(
+            raise StagedFileError(
                 f"{file.path}: has {size} bytes and {metadata.num_rows} rows, {file.bytes} and {file.rows} were staged",
-                "Somebody changed it: run `lakehouse backfill --restart`; nothing of it was committed.",
+                "Somebody changed it: nothing of it was committed; its rows are read again.",
             )
     schema = table.schema()
     statistics = data_file_statistics_from_parquet_metadata(

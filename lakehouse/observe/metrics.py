@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
-from lakehouse.control.models import Cursor, TableStatistics, Task, WarehouseDelivery, Worker
+from lakehouse.control.models import Cursor, Lake, TableStatistics, Task, WarehouseDelivery, Worker
+from lakehouse.outbox.lease import seconds
 from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
@@ -57,12 +58,13 @@ def count_events(events: Events, registry: CollectorRegistry) -> None:
 class Standing:
     """A collector: how the installation stands, read when Prometheus asks."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, lease_seconds: float) -> None:
         self.engine = engine
+        self.alive_seconds = 3 * lease_seconds
 
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client's custom collectors."""
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+        from prometheus_client.core import GaugeMetricFamily
 
         age = func.extract("epoch", func.clock_timestamp() - Cursor.captured_at)
         lag = GaugeMetricFamily(
@@ -75,11 +77,19 @@ class Standing:
         kept = GaugeMetricFamily(
             "lakehouse_snapshots_kept", "Snapshots in a lake table.", labels=["organization", "table"]
         )
-        taken = CounterMetricFamily("lakehouse_takeovers", "Leases that ran out and were taken over.", labels=["of"])
+        # A gauge: rows of the outbox are pruned, and their share with them.
+        taken = GaugeMetricFamily(
+            "lakehouse_takeovers", "Leases that ran out and were taken over, of rows that are kept.", labels=["of"]
+        )
         workers = GaugeMetricFamily("lakehouse_workers", "Programs whose heartbeat is there.", labels=["role"])
         with self.engine.connect() as connection:
             row: Any
-            for row in connection.execute(select(Cursor.organization_id, Cursor.table_name, age.label("age"))):
+            captured = select(Lake.organization_id).where(Lake.stopped_at.is_(None))
+            for row in connection.execute(
+                select(Cursor.organization_id, Cursor.table_name, age.label("age")).where(
+                    Cursor.organization_id.in_(captured)
+                )
+            ):
                 lag.add_metric([row.organization_id, row.table_name], float(row.age))
             for row in connection.execute(
                 select(Cursor.table_name, func.count().filter(Cursor.last_error.is_not(None)).label("n")).group_by(
@@ -101,12 +111,15 @@ class Standing:
             taken.add_metric(
                 ["delivery"], connection.scalar(select(func.coalesce(func.sum(WarehouseDelivery.takeovers), 0))) or 0
             )
-            for row in connection.execute(select(Worker.role, func.count().label("n")).group_by(Worker.role)):
+            alive = Worker.seen_at > func.clock_timestamp() - seconds(self.alive_seconds)
+            for row in connection.execute(
+                select(Worker.role, func.count().label("n")).where(alive).group_by(Worker.role)
+            ):
                 workers.add_metric([row.role], row.n)
         yield from (lag, failing, open_, kept, taken, workers)
 
 
-def serve(listen: str, engine: Engine, events: Events) -> tuple[str, Any]:
+def serve(listen: str, engine: Engine, events: Events, lease_seconds: float) -> tuple[str, Any]:
     """Answer Prometheus at `host:port`, from a thread. Returns the URL and the server, to be shut down.
 
     Raises:
@@ -116,7 +129,7 @@ def serve(listen: str, engine: Engine, events: Events) -> tuple[str, Any]:
 
     registry = CollectorRegistry()
     count_events(events, registry)
-    registry.register(Standing(engine))
+    registry.register(Standing(engine, lease_seconds))
     host, _, port = listen.rpartition(":")
     try:
         server, _ = start_http_server(int(port), addr=host, registry=registry)

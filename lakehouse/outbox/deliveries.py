@@ -50,13 +50,14 @@ def claim(
     lease_seconds: float,
     *,
     kinds: Sequence[DestinationKind],
+    tables: Sequence[str],
     limit: int = 1,
-    table: str | None = None,
     early: bool = False,
 ) -> list[ClaimedDelivery]:
-    """Deliveries that are due, or whose worker's lease ran out; not those of paused destinations.
+    """Deliveries of these tables that are due, or whose worker's lease ran out; not those of paused destinations.
 
-    `table`: only this one's. `early`: those too whose retry is not due yet (somebody asked by hand).
+    A landing that is staged is finished although its lake was paused meanwhile.
+    `early`: those too whose retry is not due yet (somebody asked by hand).
     """
     now = func.clock_timestamp()
     waiting: ColumnElement[bool] = _D.status.in_(_WAITING)
@@ -73,8 +74,11 @@ def claim(
         .where(
             ready,
             WarehouseDestination.kind.in_([k.value for k in kinds]),
-            WarehouseDestination.status != DestinationStatus.PAUSED.value,
-            *([_D.table_name == table] if table else []),
+            or_(
+                WarehouseDestination.status != DestinationStatus.PAUSED.value,
+                WarehouseDestination.kind == DestinationKind.ICEBERG_S3.value,
+            ),
+            _D.table_name.in_(tables),
         )
         .subquery()
     )

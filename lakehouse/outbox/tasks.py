@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -136,11 +136,21 @@ def finish(engine: Engine, lease: Lease, *, again_in: float | None = None) -> bo
     False: the lease was another's already, and nothing was changed.
     """
     due = None if again_in is None else func.clock_timestamp() + seconds(again_in)
-    return _give_back(engine, lease, due_at=due, attempts=0, last_error=None)
+    return _give_back(engine, lease, due_at=due, attempts=0, last_error=None, detail={})
 
 
-def fail(engine: Engine, lease: Lease, decision: Decision, longest_wait: float) -> bool:
-    """Give the task back, failed: due again after the decision's wait. A standing task is never given up."""
+def fail(
+    engine: Engine,
+    lease: Lease,
+    decision: Decision,
+    longest_wait: float,
+    *,
+    organizations: Mapping[str, str] | None = None,
+) -> bool:
+    """Give the task back, failed: due again after the decision's wait. A standing task is never given up.
+
+    `organizations`: whose fault it is; None: the whole table's.
+    """
     wait = decision.wait_seconds if decision.wait_seconds is not None else longest_wait
     return _give_back(
         engine,
@@ -148,7 +158,30 @@ def fail(engine: Engine, lease: Lease, decision: Decision, longest_wait: float) 
         due_at=func.clock_timestamp() + seconds(wait),
         attempts=Task.attempts + 1,
         last_error=decision.error,
+        detail={"": decision.error} if organizations is None else dict(organizations),
     )
+
+
+def release(engine: Engine, lease: Lease) -> bool:
+    """Give the task back as if it had not been claimed: when it was finished last stays as it was."""
+    return _give_back(engine, lease, finished_at=Task.finished_at)
+
+
+def retry_now(engine: Engine, table: str | None = None) -> list[str]:
+    """Make tasks due that wait for their retry, with all attempts before them. Returns those that were."""
+    with engine.begin() as connection:
+        return list(
+            connection.scalars(
+                update(Task)
+                .where(
+                    Task.attempts > 0,
+                    Task.lease_owner.is_(None),
+                    *([Task.table_name == table] if table is not None else []),
+                )
+                .values(due_at=func.clock_timestamp(), attempts=0)
+                .returning(Task.id)
+            )
+        )
 
 
 def _give_back(engine: Engine, lease: Lease, **values: object) -> bool:
@@ -157,11 +190,13 @@ def _give_back(engine: Engine, lease: Lease, **values: object) -> bool:
             update(Task)
             .where(Task.id == lease.id, Task.lease_owner == lease.owner, Task.lease_generation == lease.generation)
             .values(
-                lease_owner=None,
-                lease_expires_at=None,
-                finished_at=func.clock_timestamp(),
-                updated_at=func.clock_timestamp(),
-                **values,
+                **{
+                    "lease_owner": None,
+                    "lease_expires_at": None,
+                    "finished_at": func.clock_timestamp(),
+                    "updated_at": func.clock_timestamp(),
+                }
+                | values
             )
         )
     return bool(done.rowcount)
@@ -173,5 +208,5 @@ def put_off(engine: Engine, lease: Lease, wait_seconds: float) -> None:
         connection.execute(
             update(Task)
             .where(Task.id == lease.id, Task.lease_owner.is_(None), Task.lease_generation == lease.generation)
-            .values(due_at=func.clock_timestamp() + seconds(wait_seconds), attempts=0, last_error=None)
+            .values(due_at=func.clock_timestamp() + seconds(wait_seconds), attempts=0, last_error=None, detail={})
         )

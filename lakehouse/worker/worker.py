@@ -77,7 +77,8 @@ class Worker:
         """Do one unit of work, if there is any: first what was staged and waits, then what is due."""
         work = self.app.settings.work
         owner = self.app.leases.owner
-        claimed = deliveries.claim(self.app.engine, owner, work.lease_seconds, kinds=KINDS)
+        known = list(self.app.contracts)
+        claimed = deliveries.claim(self.app.engine, owner, work.lease_seconds, kinds=KINDS, tables=known)
         if claimed:
             self.idle.clear()
             self._land(claimed)
@@ -121,11 +122,7 @@ class Worker:
                 self._long -= long
 
     def _land(self, claimed: list[ClaimedDelivery]) -> None:
-        contract = self.app.contracts.get(claimed[0].table)
-        if contract is None:
-            for one in claimed:
-                deliveries.release(self.app.engine, one.lease)
-            return
+        contract = self.app.contracts[claimed[0].table]
         try:
             result = TableResult(contract.table)
             land_claimed(self.app, contract, LakeTables(self.app, contract), claimed, result)

@@ -178,7 +178,7 @@ def test_prometheus_is_answered(house: Lakehouse) -> None:
             'lakehouse_units_total{outcome="ok",unit="window"}',
             "lakehouse_lease_losses_total 0.0",
             'lakehouse_workers{role="run"} 1.0',
-            'lakehouse_takeovers_total{of="task"} 0.0',
+            'lakehouse_takeovers{of="task"} 0.0',
         ):
             assert name in text_, text_
         program.send_signal(signal.SIGTERM)

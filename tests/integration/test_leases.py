@@ -20,6 +20,7 @@ from lakehouse.sync import LakeTables, TableResult, capture_table, land_all
 from tests.support import Lakehouse, host_tables, insert_events, local_variables
 
 LANDING = (DestinationKind.ICEBERG_S3,)
+EVENTS = ("events",)
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_a_stale_worker_neither_fails_nor_releases_nor_abandons_a_delivery(
         insert_events(hot, "org-a", 1, 3)
         (left,) = staged_and_left(house, monkeypatch)
     run_out(house, "warehouse_deliveries")
-    (taken,) = deliveries.claim(engine, "fresh", 30, kinds=LANDING)
+    (taken,) = deliveries.claim(engine, "fresh", 30, kinds=LANDING, tables=EVENTS)
     assert (taken.attempts, taken.lease.generation) == (2, 2)
     assert not deliveries.fail(engine, left.lease, Decision(None, "no"))
     assert not deliveries.release(engine, left.lease)
@@ -198,17 +199,30 @@ def test_an_organization_with_many_deliveries_does_not_hold_up_the_others(house:
                 ),
                 {"i": uuid.uuid4(), "o": organization, "d": of[organization], "a": after, "age": age},
             )
-    first = deliveries.claim(engine, "w", 30, kinds=LANDING, limit=3)
+    first = deliveries.claim(engine, "w", 30, kinds=LANDING, tables=EVENTS, limit=3)
     assert {d.organization for d in first} == {"org-a", "org-b", "org-c"}
 
 
-def test_a_paused_destination_s_deliveries_are_not_claimed(house: Lakehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_staged_is_finished_although_its_lake_is_paused(
+    house: Lakehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with house.hot() as hot:
+        house.backfill("events")
+        insert_events(hot, "org-a", 1, 3)
+        staged_and_left(house, monkeypatch)
+        run_out(house, "warehouse_deliveries")
+        house.run("destinations", "pause", "lake", "--organization", "org-a")
+        insert_events(hot, "org-a", 10, 3)
+        result = house.sync_ok("events")
+        assert (result.settled, result.upserts) == (["org-a"], {"org-a": 3}), "and nothing new is begun"
+
+
+def test_a_delivery_of_a_table_that_no_contract_knows_is_left_alone(
+    house: Lakehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with house.hot() as hot:
         house.backfill("events")
         insert_events(hot, "org-a", 1, 3)
         staged_and_left(house, monkeypatch)
     run_out(house, "warehouse_deliveries")
-    house.run("destinations", "pause", "lake", "--organization", "org-a")
-    assert deliveries.claim(house.app.engine, "w", 30, kinds=LANDING) == []
-    house.run("destinations", "resume", "lake", "--organization", "org-a")
-    assert len(deliveries.claim(house.app.engine, "w", 30, kinds=LANDING)) == 1
+    assert deliveries.claim(house.app.engine, "w", 30, kinds=LANDING, tables=["findings"]) == []

@@ -26,6 +26,7 @@ def upgrade() -> None:
         sa.Column("lease_expires_at", _MOMENT, nullable=True),
         sa.Column("takeovers", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("last_error", sa.String(length=500), nullable=True),
+        sa.Column("detail", _JSON, server_default=sa.text("'{}'"), nullable=False),
         sa.Column("started_at", _MOMENT, nullable=True),
         sa.Column("finished_at", _MOMENT, nullable=True),
         sa.Column("updated_at", _MOMENT, server_default=sa.text("now()"), nullable=False),
@@ -81,6 +82,13 @@ def upgrade() -> None:
     op.add_column("lakes", sa.Column("stopped_reason", sa.String(length=500), nullable=True))
     op.add_column("warehouse_destinations", sa.Column("target", sa.Text(), nullable=True))
     op.create_index("uq_warehouse_destinations_target", "warehouse_destinations", ["kind", "target"], unique=True)
+    op.create_index(
+        "uq_warehouse_destinations_lake",
+        "warehouse_destinations",
+        ["lake_id"],
+        unique=True,
+        postgresql_where=sa.text("kind = 'ICEBERG_S3'"),
+    )
     op.add_column(
         "warehouse_deliveries", sa.Column("takeovers", sa.Integer(), server_default=sa.text("0"), nullable=False)
     )
@@ -117,6 +125,11 @@ def downgrade() -> None:
         postgresql_where=sa.text("status <> 'DELIVERED'"),
     )
     op.drop_column("warehouse_deliveries", "takeovers")
+    op.drop_index(
+        "uq_warehouse_destinations_lake",
+        table_name="warehouse_destinations",
+        postgresql_where=sa.text("kind = 'ICEBERG_S3'"),
+    )
     op.drop_index("uq_warehouse_destinations_target", table_name="warehouse_destinations")
     op.drop_column("warehouse_destinations", "target")
     op.drop_column("windows", "changes")
