@@ -196,6 +196,9 @@ class _Run:
                 ready = self._ready(tables, [o for o in wanted if o not in known])
                 if not ready:
                     return False
+                for organization in ready:
+                    # What befell it in the backfill before is over: it is read anew.
+                    result.errors.pop(organization, None)
                 state = _begin(app, contract, catalog, hot, ready)
             else:
                 captured = store.captured(app.engine, contract.table)
@@ -258,6 +261,9 @@ class _Run:
         pending = [r for r in state.ranges if not r.done]
         done_rows = sum(r.rows for r in state.ranges if r.done)
         organizations = tuple(o for o in state.organizations if o not in result.errors)
+        if pending:
+            # Whoever is not read by every range must not be landed as if it had been.
+            record.leave_out(app.engine, state.id, set(state.organizations) - set(organizations))
         locations = {o: tables(o).location() for o in organizations}
         running: dict[Future[RangeResult], _Exported] = {}
         with _snapshots(app) as snapshots:
