@@ -155,6 +155,8 @@ def capture_table(
     try:
         with app.leases.holding(task.lease):
             failpoint("work.claimed")
+            # Settings that name another warehouse or catalog than the lakes are in: nothing is begun anew there.
+            app.enrolled()
             result.waiting = store.without_cursor(app.engine, contract.table)
             found = store.members(app.engine, contract.table, due=due)
             result.landing = [m.organization for m in found if m.open]

@@ -178,6 +178,7 @@ class _Run:
         """One backfill: the interrupted one, or a new one. True if there may be another to do."""
         app, contract, result = self.app, self.contract, self.result
         tables = LakeTables(app, contract)
+        app.enrolled()
         known = store.cursors(app.engine, contract.table)
         wanted = organizations or tuple(store.without_cursor(app.engine, contract.table))
         with app.source.catalog() as catalog:
