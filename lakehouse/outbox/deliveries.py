@@ -186,23 +186,6 @@ def fail(engine: Engine, lease: Lease, decision: Decision) -> bool:
     return True
 
 
-def release(engine: Engine, lease: Lease) -> bool:
-    """Give a row back as it was before the claim: this worker stops and has not begun with it."""
-    with engine.begin() as connection:
-        done = connection.execute(
-            update(_D)
-            .where(mine(lease))
-            .values(
-                status=DeliveryStatus.PENDING.value,
-                attempts=func.greatest(_D.attempts - 1, 0),
-                lease_owner=None,
-                lease_expires_at=None,
-                updated_at=func.clock_timestamp(),
-            )
-        )
-    return bool(done.rowcount)
-
-
 def retry_now(engine: Engine, chosen: Sequence[uuid.UUID]) -> list[uuid.UUID]:
     """Make FAILED and DEAD_LETTER deliveries due now, with all attempts before them. Returns those that were."""
     with engine.begin() as connection:

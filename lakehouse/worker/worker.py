@@ -41,8 +41,6 @@ class Worker:
     def __init__(self, app: App, stop: threading.Event) -> None:
         self.app = app
         self.stop = stop
-        self.idle = threading.Event()
-        """Set when the last look found nothing to do; for tests and demos that wait for it."""
         self._lock = threading.Lock()
         self._long = 0
         self._threads: list[threading.Thread] = []
@@ -70,7 +68,6 @@ class Worker:
                 self._unexpected("claim", error)
                 worked, pause = False, min(LONGEST_PAUSE, pause * 2)
             if not worked:
-                self.idle.set()
                 self.stop.wait(pause)
 
     def once(self) -> bool:
@@ -80,14 +77,12 @@ class Worker:
         known = list(self.app.contracts)
         claimed = deliveries.claim(self.app.engine, owner, work.lease_seconds, kinds=KINDS, tables=known)
         if claimed:
-            self.idle.clear()
             self._land(claimed)
             return True
         kinds = [CAPTURE, *(LONG if self._may_take_long() else ())]
         task = tasks.claim(self.app.engine, owner, work.lease_seconds, kinds=kinds)
         if task is None:
             return False
-        self.idle.clear()
         self._do(task)
         return True
 

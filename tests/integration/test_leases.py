@@ -134,7 +134,7 @@ def test_a_share_left_behind_is_landed_by_another_and_its_first_owner_changes_no
     house.assert_equal("events")
 
 
-def test_a_stale_worker_neither_fails_nor_releases_nor_abandons_a_delivery(
+def test_a_stale_worker_neither_fails_nor_abandons_a_delivery(
     house: Lakehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = house.app.engine
@@ -146,7 +146,6 @@ def test_a_stale_worker_neither_fails_nor_releases_nor_abandons_a_delivery(
     (taken,) = deliveries.claim(engine, "fresh", 30, kinds=LANDING, tables=EVENTS)
     assert (taken.attempts, taken.lease.generation) == (2, 2)
     assert not deliveries.fail(engine, left.lease, Decision(None, "no"))
-    assert not deliveries.release(engine, left.lease)
     with pytest.raises(LeaseLostError):
         landings.abandon(engine, left.lease, left.window, "org-a", "events", None)
     with engine.connect() as connection:
