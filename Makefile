@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check format lock docs clean
+.PHONY: help demo test bench mutants check format lock docs clean
 
 help: ## List the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ test: $(READY) ## Check the code, then run every test on real servers (ARGS="-k 
 
 bench: $(READY) ## 2,000 windows with maintenance on: does a landing get dearer? (ARGS="--windows 200")
 	@$(BIN)/python -m tests.bench.landings $(ARGS)
+
+mutants: $(READY) ## Plant each defect of docs/correctness.md; fail unless tests catch them all (ARGS="--list")
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 check: $(READY) ## Only the static checks: ruff, mypy, layers
 	@$(BIN)/ruff check .

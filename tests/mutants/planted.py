@@ -1,0 +1,8 @@
+"""Every planted defect, by the part of the product that it is in."""
+
+from __future__ import annotations
+
+from tests.mutants import capture, landing, work
+from tests.mutants.mutant import Mutant
+
+MUTANTS: tuple[Mutant, ...] = (*capture.MUTANTS, *landing.MUTANTS, *work.MUTANTS)
