@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from catalog.lake import LakeAddress
 
 RECENT_DAYS = 7.0
+RECENT_FILES = 1000
+"""At most so many of the newest files are read: what a run costs must not follow how often windows come."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,13 @@ class _Recent:
 
     def __init__(self, contract: Contract, live: list[LiveFile], now: datetime) -> None:
         self.contract = contract
-        self.since = now - timedelta(days=RECENT_DAYS)
+        since = now - timedelta(days=RECENT_DAYS)
+        newest = sorted((f for f in live if f.captured_at >= since), key=lambda f: f.captured_at)[-RECENT_FILES:]
+        # Where files were left out, the period is as long as those that are read reach back.
+        whole = len(newest) < RECENT_FILES
+        self.since = since if whole else newest[0].captured_at
         self.now = now
-        self.files = [f for f in live if f.captured_at >= self.since]
+        self.files = newest
         self.first = min(live, key=lambda f: f.first_sequence, default=None)
         self.versions = self.keys = self.bytes = 0
         self.days = 0.0

@@ -161,6 +161,25 @@ def test_organizations_that_stand_apart_join_again(house: Lakehouse) -> None:
     house.assert_equal("events")
 
 
+def test_what_one_has_seen_hides_nothing_from_a_straggler(house: Lakehouse) -> None:
+    with house.hot() as hot, psycopg.connect(house.hot_url) as late:
+        house.backfill("events")
+        house.sync_ok("events")
+        store.stop_lake(house.app.engine, "org-b", "apart")
+        # While an older transaction is open, ids stay in the list of who has seen them.
+        insert_events(late, "org-a", 500, 1)
+        with hot.transaction():
+            insert_events(hot, "org-a", 100, 1)
+            insert_events(hot, "org-b", 100, 1)
+        assert house.sync_ok("events").upserts == {"org-a": 1}
+        store.resume_lake(house.app.engine, "org-b")
+        insert_events(hot, "org-a", 200, 1)
+        assert house.sync_ok("events").upserts == {"org-a": 1, "org-b": 1}
+        late.commit()
+        assert house.sync_ok("events").upserts == {"org-a": 1}
+    house.assert_equal("events")
+
+
 def test_a_pruned_table_misses_nothing_after_its_exact_read(house: Lakehouse) -> None:
     with house.hot() as hot:
         hot.execute("CREATE INDEX ON siem_deliveries (updated_at)")

@@ -14,12 +14,21 @@ FENCES = "integration/test_fences.py"
 CHANGES = "integration/test_source_changes.py"
 
 MUTANTS = (
-    mutant(
+    Mutant(
         "window-from-xmax",
-        XMIN,
-        "            xmin=self.snapshot.xmin,\n            xmax=self.snapshot.xmax,\n            seen=() if capped",
-        "            xmin=self.snapshot.xmax,\n            xmax=self.snapshot.xmax,\n            seen=() if capped",
-        f"{WINDOWS}::test_a_transaction_that_commits_late_is_not_missed",
+        (
+            Edit(
+                XMIN,
+                "            xmin=self.snapshot.xmin,\n            xmax=self.snapshot.xmax,\n            seen=() if capped",
+                "            xmin=self.snapshot.xmax,\n            xmax=self.snapshot.xmax,\n            seen=() if capped",
+            ),
+            Edit(
+                XMIN,
+                "            exact_xmin=self.snapshot.xmin if exact else old.exact_xmin,",
+                "            exact_xmin=self.snapshot.xmax if exact else old.exact_xmin,",
+            ),
+        ),
+        (f"{WINDOWS}::test_a_transaction_that_commits_late_is_not_missed",),
     ),
     mutant(
         "keyset-cursor",
@@ -41,7 +50,7 @@ MUTANTS = (
         XMIN,
         '                        sql.Literal("{" + ",".join(map(str, plan.group.position.seen)) + "}")',
         '                        sql.Literal("{" + ",".join(map(str, self._seen | {*plan.group.position.seen})) + "}")',
-        f"{WINDOWS}::test_organizations_that_stand_apart_join_again",
+        f"{WINDOWS}::test_what_one_has_seen_hides_nothing_from_a_straggler",
     ),
     mutant(
         "backfill-ids-in-the-seen-list",
@@ -63,7 +72,7 @@ MUTANTS = (
         "lakehouse/backfill/record.py",
         "            repeats=True,",
         "            repeats=False,",
-        f"{WINDOWS}::test_backfill_then_windows_bring_each_version_once",
+        f"{WINDOWS}::test_a_transaction_that_was_open_during_the_backfill_is_not_missed",
     ),
     mutant(
         "sweep-without-pairs",
