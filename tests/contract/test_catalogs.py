@@ -103,9 +103,12 @@ def test_field_ids_and_partition_are_the_contracts(lake: Lake) -> None:
 
 def test_a_landing_is_one_snapshot_with_its_cursor_and_exact_totals(lake: Lake) -> None:
     table = ensure_table(lake, EVENTS)
+    versions = len(table.metadata.metadata_log)
     first = commit(table, "w1", None, count=5, days=2)
     table = open_table(lake, EVENTS)
     assert read_cursor(table) == first
+    # Rows and cursor came in one commit: between two of them a process could die.
+    assert len(table.metadata.metadata_log) == versions + 1
     (snapshot,) = table.snapshots()
     summary = snapshot.summary
     assert (summary["lakehouse.window"], summary["total-records"], summary["total-data-files"]) == ("w1", "5", "2")

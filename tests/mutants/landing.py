@@ -58,12 +58,18 @@ MUTANTS = (
         ),
         (f"{MAINTENANCE}::test_a_compaction_changes_no_row_and_no_cursor",),
     ),
-    mutant(
-        "landed-twice-when-tried-twice",
-        COMMIT,
-        "    if found is None or snapshot is None or found.fence != cursor.fence:",
-        "    if found is None or snapshot is None or found.fence != cursor.fence or not found.complete:",
-        f"{CATALOGS}::test_parts_go_on_where_they_stopped",
+    Mutant(
+        "lands-whenever-it-is-asked",
+        (
+            Edit(COMMIT, "    if stands != expected:", "    if False:"),
+            Edit(COMMIT, "    return int(number) if head == window else 0", "    return 0"),
+            Edit(
+                COMMIT,
+                "        if (done := _settled(table, cursor)) is not None:\n            return done\n        _check_fence",
+                "        _check_fence",
+            ),
+        ),
+        (f"{CATALOGS}::test_a_window_lands_once_however_often_it_is_tried",),
     ),
     mutant(
         "parts-are-not-counted",
@@ -73,14 +79,24 @@ MUTANTS = (
         f"{CATALOGS}::test_parts_go_on_where_they_stopped",
         f"{CATALOGS}::test_a_window_lands_once_however_often_it_is_tried",
     ),
-    mutant(
+    Mutant(
         "acknowledged-before-the-commit",
-        "lakehouse/sync.py",
-        "        try:\n            landed = land(\n",
-        "        try:\n            from lakehouse.control.store import save_cursor\n"
-        "            save_cursor(app.engine, item.organization, contract.table, item.after, snapshot_id=1, "
-        "landed_at=app.clock())\n            landed = land(\n",
-        "crash/test_kill.py::test_killed_in_a_window[landing.before_commit]",
+        (
+            Edit(
+                "lakehouse/sync.py",
+                "            landed = land(\n",
+                "            landings.acknowledge("
+                "app.engine, item, contract.table, item.after, snapshot_id=1, now=app.clock())\n"
+                "            landed = land(\n",
+            ),
+            Edit(
+                "lakehouse/sync.py",
+                "            landings.acknowledge(\n                app.engine, item, contract.table, landed.cursor, "
+                "snapshot_id=landed.snapshot_id, now=app.clock()\n            )\n",
+                "",
+            ),
+        ),
+        ("crash/test_kill.py::test_killed_in_a_window[landing.before_commit]",),
     ),
     mutant(
         "marks-not-checked",
@@ -113,11 +129,8 @@ MUTANTS = (
     mutant(
         "orphans-without-the-staged",
         GARBAGE,
-        "    keep = named(engine, organization, name)\n"
-        '    with lake_errors(".".join(table.name())):\n        table.refresh()\n'
-        "    keep |= references.everything()\n    found = []",
-        '    keep = set()\n    with lake_errors(".".join(table.name())):\n        table.refresh()\n'
-        "    keep |= references.everything()\n    found = []",
+        "        return {path for path in found if path}",
+        "        return {path for path in found if not path}",
         f"{MAINTENANCE}::test_orphans_go_after_the_safety_age_and_named_files_never",
     ),
     mutant(
