@@ -64,23 +64,26 @@ def test_every_task_is_claimed_once_by_whoever_comes(house: Lakehouse) -> None:
     assert sorted(claimed) == sorted(f"t{n}" for n in range(40))
 
 
-def test_a_stale_worker_can_neither_finish_nor_fail_a_task(house: Lakehouse) -> None:
+@pytest.mark.parametrize("who", ["fresh", "stale"], ids=["by another", "by itself"])
+def test_a_stale_worker_can_neither_finish_nor_fail_a_task(house: Lakehouse, who: str) -> None:
     engine = house.app.engine
     tasks.make_due(engine, [("capture", "events")])
     stale = tasks.claim(engine, "stale", 30, kinds=["capture"])
     assert stale is not None and tasks.claim(engine, "other", 30, kinds=["capture"]) is None
     run_out(house, "tasks")
-    fresh = tasks.claim(engine, "fresh", 30, kinds=["capture"])
+    fresh = tasks.claim(engine, who, 30, kinds=["capture"])
     assert fresh is not None and fresh.lease.generation == stale.lease.generation + 1
     assert not tasks.finish(engine, stale.lease)
     assert not tasks.fail(engine, stale.lease, Decision(1, "no"), 1800)
     with engine.connect() as connection:
         row = connection.execute(text("SELECT lease_owner, last_error, takeovers FROM tasks")).one()
-    assert tuple(row) == ("fresh", None, 1)
+    assert tuple(row) == (who, None, 1)
     assert tasks.finish(engine, fresh.lease)
 
 
-def test_a_stale_worker_records_no_window(house: Lakehouse) -> None:
+def test_a_stale_worker_records_no_window(house: Lakehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No renewal tells it in time: what it is about to write must.
+    monkeypatch.setattr(LeaseKeeper, "renew", lambda _: None)
     with house.hot() as hot:
         house.backfill("events")
         insert_events(hot, "org-a", 1, 3)
@@ -134,8 +137,9 @@ def test_a_share_left_behind_is_landed_by_another_and_its_first_owner_changes_no
     house.assert_equal("events")
 
 
+@pytest.mark.parametrize("by_itself", [False, True], ids=["by another", "by itself"])
 def test_a_stale_worker_neither_fails_nor_abandons_a_delivery(
-    house: Lakehouse, monkeypatch: pytest.MonkeyPatch
+    house: Lakehouse, monkeypatch: pytest.MonkeyPatch, by_itself: bool
 ) -> None:
     engine = house.app.engine
     with house.hot() as hot:
@@ -143,14 +147,15 @@ def test_a_stale_worker_neither_fails_nor_abandons_a_delivery(
         insert_events(hot, "org-a", 1, 3)
         (left,) = staged_and_left(house, monkeypatch)
     run_out(house, "warehouse_deliveries")
-    (taken,) = deliveries.claim(engine, "fresh", 30, kinds=LANDING, tables=EVENTS)
+    who = left.lease.owner if by_itself else "fresh"
+    (taken,) = deliveries.claim(engine, who, 30, kinds=LANDING, tables=EVENTS)
     assert (taken.attempts, taken.lease.generation) == (2, 2)
     assert not deliveries.fail(engine, left.lease, Decision(None, "no"))
     with pytest.raises(LeaseLostError):
         landings.abandon(engine, left.lease, left.window, "org-a", "events", None)
     with engine.connect() as connection:
         row = connection.execute(text("SELECT status, lease_owner, takeovers FROM warehouse_deliveries")).one()
-    assert tuple(row) == ("PROCESSING", "fresh", 1)
+    assert tuple(row) == ("PROCESSING", who, 1)
 
 
 def test_renewal_keeps_what_is_held_and_says_what_is_lost(house: Lakehouse) -> None:

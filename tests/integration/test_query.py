@@ -66,6 +66,10 @@ def test_a_join_now_and_as_of_a_time(house: Lakehouse) -> None:
     assert rows(datetime(2026, 6, 1, 2, 59, 59, tzinfo=UTC)) == rows(at(2))
     assert rows(at(1)) == [("f1", "OPEN", 10, "push")]
     assert rows(at(0)) == []
+    versions = "SELECT count(*) AS n FROM findings_history"
+    for hour, count in ((0, 0), (1, 1), (2, 3), (3, 5)):
+        (known,) = run_query(house.app, versions, organization="org-a-slug", as_of=at(hour)).to_pylist()
+        assert known["n"] == count, hour
 
     # Whatever snapshots are kept: expire all but the last.
     for name in ("events", "findings"):

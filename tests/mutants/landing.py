@@ -201,8 +201,8 @@ MUTANTS = (
     mutant(
         "a-compaction-on-an-old-head",
         COMPACTION,
-        "        if not old <= live:\n            return False\n",
-        "",
+        "        with lake_errors(where):\n            table.refresh()\n        live = {",
+        "        live = {",
         f"{MAINTENANCE}::test_a_landing_beside_a_compaction_loses_nothing",
     ),
     mutant(
@@ -243,6 +243,13 @@ MUTANTS = (
     ),
     mutant(
         "as-of-ignored",
+        "lakehouse/query.py",
+        "latest_view_sql(contract, relation=relation, as_of=limit)",
+        "latest_view_sql(contract, relation=relation)",
+        "integration/test_query.py::test_a_join_now_and_as_of_a_time",
+    ),
+    mutant(
+        "as-of-ignored-by-the-history",
         "lakehouse/query.py",
         '(f" WHERE {CAPTURED_AT} <= {limit}" if limit else "")',
         '""',
