@@ -119,6 +119,12 @@ def test_a_share_left_behind_is_landed_by_another_and_its_first_owner_changes_no
             "org-b": True,
             "org-c": False,
         }
+        app = house.app
+        task = tasks.claim_named(app.engine, app.leases.owner, 30, CAPTURE, "events")
+        assert task is not None
+        meanwhile = TableResult("events")
+        capture_table(app, app.contract("events"), task, meanwhile)
+        assert (meanwhile.landing, meanwhile.errors, meanwhile.upserts) == (["org-a", "org-b"], {}, {})
         run_out(house, "warehouse_deliveries")
         result = house.sync_ok("events")
         assert sorted(result.settled) == ["org-a", "org-b"] and result.upserts["org-a"] == 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants.mutant import mutant
+from tests.mutants.mutant import Edit, Mutant, mutant
 
 DELIVERIES = "lakehouse/outbox/deliveries.py"
 TASKS = "lakehouse/outbox/tasks.py"
@@ -134,13 +134,25 @@ MUTANTS = (
         "        if claimed is not None:\n            self.app.leases.hold",
         f"{SCHEDULE}::test_several_schedulers_run_and_one_leads",
     ),
-    mutant(
+    Mutant(
         "landed-although-some-range-did-not-read-it",
-        "lakehouse/backfill/run.py",
-        "            record.leave_out(app.engine, state.id, set(state.organizations) - set(organizations))\n",
-        "            pass\n",
-        "integration/test_backfill_left.py::test_an_organization_that_was_paused_meanwhile_is_not_read_on",
-        "integration/test_backfill_left.py::test_a_staged_file_that_is_changed_or_gone_is_read_again_and_holds_up_nobody",
+        (
+            Edit(
+                "lakehouse/backfill/run.py",
+                "            record.leave_out(app.engine, state.id, set(state.organizations) - set(organizations))\n",
+                "            pass\n",
+            ),
+            Edit(
+                "lakehouse/backfill/run.py",
+                "                    record.leave_out(app.engine, state.id, set(state.organizations) - set(ready))\n",
+                "                    pass\n",
+            ),
+        ),
+        (
+            "integration/test_backfill_left.py::test_an_organization_that_was_paused_meanwhile_is_not_read_on",
+            "integration/test_backfill_left.py::"
+            "test_a_staged_file_that_is_changed_or_gone_is_read_again_and_holds_up_nobody",
+        ),
     ),
     mutant(
         "an-incomplete-backfill-is-adopted",
@@ -175,7 +187,7 @@ MUTANTS = (
         GUARD,
         "        for answer in answers:\n            address = ",
         "        for answer in answers[:1]:\n            address = ",
-        "unit/test_egress_guard.py::test_a_name_that_leads_home_is_refused",
+        "unit/test_egress_guard.py::test_what_is_not_public_is_refused",
     ),
     mutant(
         "resolved-again-after-the-check",
