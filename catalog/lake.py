@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
 from catalog.errors import CatalogError, OwnershipError, lake_errors
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 OPENERS = {"sql": "catalog.sql:open_sql_catalog"}
 """How a kind of catalog is opened; loaded when a lake of that kind is."""
 
+OWN = "own"
+CATALOG = "catalog"
+"""Keys of `lakes.catalog_config`: it has an address of its own; where its catalog is (`catalog_identity`)."""
 ORGANIZATION_PROPERTY = "organization_id"
 INSTALLATION_PROPERTY = "lakehouse.installation"
 
@@ -33,6 +37,16 @@ class LakeAddress:
     uri: str = field(repr=False)
     warehouse: str
     storage: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+
+
+def catalog_identity(kind: str, name: str, uri: str) -> str:
+    """Where a catalog is, without credentials: what must not change without a word once tables are in it."""
+    parts = urlsplit(uri)
+    if parts.scheme == "sqlite":
+        return f"{kind} {name} at {uri}"
+    schema = re.search(r"search_path=([^\s&]+)", dict(parse_qsl(parts.query)).get("options", ""))
+    where = f"{parts.hostname or 'local'}:{parts.port or 5432}{parts.path}"
+    return f"{kind} {name} at postgresql://{where}" + (f" schema {schema[1]}" if schema else "")
 
 
 def encode_organization(organization_id: str) -> str:

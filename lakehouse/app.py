@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from catalog.lake import Lake, LakeAddress, open_catalog
+from catalog.lake import CATALOG, OWN, Lake, LakeAddress, catalog_identity, open_catalog
 from lakehouse.capture.source import Source
 from lakehouse.capture.trigger import TriggerCapture
 from lakehouse.capture.xmin import XminCapture
@@ -62,7 +62,7 @@ class App:
         Raises:
             LakehouseError: one is not valid, or the settings choose a method for a table that there is not.
         """
-        contracts = load_contracts(self.settings.contract_folders)
+        contracts = load_contracts(self.settings.contract_folders, validate_built_in=False)
         if unknown := sorted(set(self.settings.capture.methods) - set(contracts)):
             raise LakehouseError(
                 f"capture.methods (LAKEHOUSE_CAPTURE__METHODS) names {', '.join(unknown)}, which no contract knows",
@@ -236,8 +236,6 @@ class App:
     @functools.cached_property
     def catalog_identity(self) -> str:
         """Where the default lake's catalog is, without credentials."""
-        from lakehouse.lakes import catalog_identity
-
         return catalog_identity(self.address.kind, self.address.name, self.address.uri)
 
     def recognize_catalog(self) -> list[str]:
@@ -253,12 +251,12 @@ class App:
         changed = [
             row
             for row in store.lakes(self.engine)
-            if lakes.OWN not in row.catalog_config and row.catalog_config.get(lakes.CATALOG) != self.catalog_identity
+            if OWN not in row.catalog_config and row.catalog_config.get(CATALOG) != self.catalog_identity
         ]
         for row in changed:
             landed = lakes.has_landed(self.engine, row.organization_id)
             if landed and not self.catalog.namespace_exists(row.namespace):
-                before = row.catalog_config.get(lakes.CATALOG, "another catalog")
+                before = row.catalog_config.get(CATALOG, "another catalog")
                 raise LakehouseError(
                     f"organization {row.organization_id} has its tables in {before}; "
                     f"the settings name {self.catalog_identity}, which does not have them",
@@ -296,11 +294,11 @@ class App:
         Raises:
             LakehouseError: one has its lake elsewhere than the settings say: it would be read again from scratch.
         """
-        from lakehouse.control import lakes, store
+        from lakehouse.control import store
 
         rows = store.lakes(self.engine)
         with self._lock:
-            self._own = {row.organization_id: row for row in rows if lakes.OWN in row.catalog_config}
+            self._own = {row.organization_id: row for row in rows if OWN in row.catalog_config}
             self._own_read = time.monotonic()
         for row in rows:
             if row.organization_id in self._own:
@@ -311,7 +309,7 @@ class App:
                     f"the settings say {self.address.warehouse} ({self.address.kind})",
                     "Set LAKEHOUSE_LAKE__WAREHOUSE back: a lake is not moved by changing its address.",
                 )
-            catalog = row.catalog_config.get(lakes.CATALOG, self.catalog_identity)
+            catalog = row.catalog_config.get(CATALOG, self.catalog_identity)
             if catalog != self.catalog_identity:
                 raise LakehouseError(
                     f"organization {row.organization_id} has its tables in {catalog}, "

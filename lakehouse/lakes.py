@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 from catalog.errors import CatalogError
+from catalog.lake import CATALOG, OWN, LakeAddress, catalog_identity, encode_organization, open_catalog
 from catalog.lake import Lake as LakeNamespace
-from catalog.lake import LakeAddress, encode_organization, open_catalog
 from lakehouse.egress.guard import EgressError, Guard
 from lakehouse.observe.redact import remember_url
 from lakehouse.secrets.keyring import Vault, lake_place
@@ -39,16 +39,6 @@ _URI_OPTIONS = {"sslmode", "options", "connect_timeout"}
 
 class LakeError(LakehouseError):
     """A lake cannot be added as asked. Nothing was written."""
-
-
-def catalog_identity(kind: str, name: str, uri: str) -> str:
-    """Where a catalog is, without credentials: what must not change without a word once tables are in it."""
-    parts = urlsplit(uri)
-    if parts.scheme == "sqlite":
-        return f"{kind} {name} at {uri}"
-    schema = re.search(r"search_path=([^\s&]+)", dict(parse_qsl(parts.query)).get("options", ""))
-    where = f"{parts.hostname or 'local'}:{parts.port or 5432}{parts.path}"
-    return f"{kind} {name} at postgresql://{where}" + (f" schema {schema[1]}" if schema else "")
 
 
 def pinned(uri: str, guard: Guard) -> str:
@@ -173,13 +163,13 @@ def add_lake(
     known = {row.organization_id: row for row in store.lakes(app.engine)}
     _check_overlap(app, organization, warehouse, {o: row.warehouse for o, row in known.items()})
     old = known.get(organization)
-    config: dict[str, Any] = {rows.OWN: True, "name": app.address.name, "endpoint": endpoint, "region": region}
+    config: dict[str, Any] = {OWN: True, "name": app.address.name, "endpoint": endpoint, "region": region}
     config = {k: v for k, v in config.items() if v}
     address = own_address(organization, config, warehouse, keys, app)
-    config[rows.CATALOG] = catalog_identity(address.kind, address.name, keys.get("catalog_uri", address.uri))
-    same = old is not None and (old.warehouse, old.catalog_config.get(rows.CATALOG)) == (
+    config[CATALOG] = catalog_identity(address.kind, address.name, keys.get("catalog_uri", address.uri))
+    same = old is not None and (old.warehouse, old.catalog_config.get(CATALOG)) == (
         warehouse,
-        config[rows.CATALOG],
+        config[CATALOG],
     )
     if not same and rows.has_landed(app.engine, organization):
         raise LakeError(
@@ -216,7 +206,7 @@ def add_lake(
         "namespace": encode_organization(organization),
         "warehouse": warehouse,
         "endpoint": endpoint,
-        "catalog": config[rows.CATALOG],
+        "catalog": config[CATALOG],
         "new": new,
     }
 

@@ -18,16 +18,14 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from catalog.tables import ensure_table
 from federation.kinds import DestinationKind
 from lakehouse.adopt import note_reconciled
 from lakehouse.app import App
-from lakehouse.capture.position import Position
-from lakehouse.capture.protocol import Group, OpenWindow, Plan, WindowKind
+from lakehouse.capture.protocol import Group, OpenWindow, Plan, WindowKind, group_positions
 from lakehouse.control import landings, store
 from lakehouse.control.database import ControlError
 from lakehouse.control.landings import IdleMove, StagedShare, staged_share
@@ -42,39 +40,13 @@ from lakehouse.outbox.deliveries import ClaimedDelivery
 from lakehouse.outbox.lease import Lease, LeaseLostError
 from lakehouse.outbox.retry import decide
 from lakehouse.outbox.tasks import CAPTURE, ClaimedTask
+from lakehouse.result import TableResult
 from schemas.contract import Contract
 from schemas.errors import LakehouseError, Retry
 from schemas.lake_columns import DELETE
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table
-
-
-@dataclass
-class TableResult:
-    """What one round of one table did."""
-
-    table: str
-    window: str | None = None
-    captured_at: datetime | None = None
-    reconciled: bool = False
-    busy: bool = False
-    """Another worker is reading the table."""
-    upserts: dict[str, int] = field(default_factory=dict)
-    deletes: dict[str, int] = field(default_factory=dict)
-    bytes: int = 0
-    files: int = 0
-    snapshots: dict[str, int] = field(default_factory=dict)
-    settled: list[str] = field(default_factory=list)
-    """Organizations whose earlier share, left behind by somebody, was landed or found in the lake."""
-    notes: list[str] = field(default_factory=list)
-    """Why everything was read again, where it was."""
-    landing: list[str] = field(default_factory=list)
-    """Organizations that no window reads now: a share of theirs is under way or waits for its retry."""
-    waiting: list[str] = field(default_factory=list)
-    """Organizations that were never backfilled."""
-    errors: dict[str, LakehouseError] = field(default_factory=dict)
-    """By organization; the key "" is the whole table's."""
 
 
 class LakeTables:
@@ -230,19 +202,8 @@ def land_claimed(
 
 def group_by_position(cursors: Mapping[str, LakeCursor], without: Iterable[str] = ()) -> list[Group]:
     """Organizations that stand at the same position, largest group first."""
-    members: dict[object, list[str]] = {}
     skipped = set(without)
-    for organization, cursor in cursors.items():
-        if organization not in skipped:
-            members.setdefault(cursor.position, []).append(organization)
-    groups = [Group(_oldest([cursors[o].position for o in m]), tuple(sorted(m))) for m in members.values()]
-    return sorted(groups, key=lambda g: -len(g.organizations))
-
-
-def _oldest(positions: list[Position]) -> Position:
-    """Equal positions as one: keys were compared when they were for the one that waits longest."""
-    never = datetime.min.replace(tzinfo=UTC)
-    return min(positions, key=lambda p: p.reconciled_at or never)
+    return group_positions({o: c.position for o, c in cursors.items() if o not in skipped})
 
 
 def _window(

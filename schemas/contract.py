@@ -124,8 +124,8 @@ def _validator() -> Any:
     return Draft202012Validator(json.loads((BUILT_IN / "contract.schema.json").read_text("utf-8")))
 
 
-def load_contract(path: Path) -> Contract:
-    """Read one contract file.
+def load_contract(path: Path, *, validate: bool = True) -> Contract:
+    """Read one contract file. `validate=False`: one that is known to be valid.
 
     Raises:
         ContractError: the file is missing, not JSON, or breaks the rules; each fault with its field.
@@ -136,23 +136,24 @@ def load_contract(path: Path) -> Contract:
         raise ContractError(f"{path}: cannot be read: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ContractError(f"{path}: not JSON: {error}") from error
-    return parse_contract(raw, where=str(path))
+    return parse_contract(raw, where=str(path), validate=validate)
 
 
-def parse_contract(raw: Any, *, where: str) -> Contract:
-    """Check a decoded contract and build it; `where` names it in errors.
+def parse_contract(raw: Any, *, where: str, validate: bool = True) -> Contract:
+    """Check a decoded contract and build it; `where` names it in errors. `validate=False` only builds it.
 
     Raises:
         ContractError: with every fault found, one a line.
     """
-    faults = [
-        f"{where}: {_field(error.absolute_path)}: {error.message}"
-        for error in sorted(_validator().iter_errors(raw), key=lambda e: list(map(str, e.absolute_path)))
-    ]
-    if not faults:
-        faults = [f"{where}: {fault}" for fault in _semantic_faults(raw)]
-    if faults:
-        raise ContractError("\n".join(faults), "Mend the fields named; `lakehouse contract check` reads it again.")
+    if validate:
+        faults = [
+            f"{where}: {_field(error.absolute_path)}: {error.message}"
+            for error in sorted(_validator().iter_errors(raw), key=lambda e: list(map(str, e.absolute_path)))
+        ]
+        if not faults:
+            faults = [f"{where}: {fault}" for fault in _semantic_faults(raw)]
+        if faults:
+            raise ContractError("\n".join(faults), "Mend the fields named; `lakehouse contract check` reads it again.")
     return Contract(
         table=raw["table"],
         version=raw["version"],
@@ -232,10 +233,11 @@ def _duplicate_faults(columns: list[dict[str, Any]]) -> Iterator[str]:
             yield f"{at}.source: {column['source']!r} is already columns[{sources[column['source']]}]"
 
 
-def load_contracts(folders: Iterable[Path]) -> dict[str, Contract]:
+def load_contracts(folders: Iterable[Path], *, validate_built_in: bool = True) -> dict[str, Contract]:
     """Every contract below the folders (`<table>/v<major>.json`), newest major of each table, by table name.
 
-    A later folder replaces a table of an earlier one.
+    A later folder replaces a table of an earlier one. Without `validate_built_in` the contracts that come with this
+    package, which its own tests validate, are only read: their JSON Schema takes longer than the rest of a start.
 
     Raises:
         ContractError: a folder is missing or empty, or a contract is not valid (all faults of all files).
@@ -251,7 +253,7 @@ def load_contracts(folders: Iterable[Path]) -> dict[str, Contract]:
             )
         for path in paths:
             try:
-                contract = load_contract(path)
+                contract = load_contract(path, validate=validate_built_in or folder != BUILT_IN)
             except ContractError as error:
                 faults.append(error.detail)
                 continue

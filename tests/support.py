@@ -23,8 +23,9 @@ from lakehouse.control import store
 from lakehouse.control.database import migrate
 from lakehouse.demo.environment import create_hot_tables, settings_values
 from lakehouse.duck import connect, lake_relation
+from lakehouse.result import TableResult
 from lakehouse.settings import ExplicitSettings
-from lakehouse.sync import TableResult, sync_table
+from lakehouse.sync import sync_table
 from lakehouse.verify.compare import Comparison, verify_table
 
 ORGANIZATIONS = ("org-a", "org-b", "org-c")

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import psycopg
     import pyarrow as pa
 
     from lakehouse.capture.position import Position, Snapshot
@@ -45,6 +46,22 @@ class Group:
 
     position: Position
     organizations: tuple[str, ...]
+
+
+def group_positions(positions: Mapping[str, Position]) -> list[Group]:
+    """Organizations that stand at the same position, largest group first.
+
+    Keys were compared when they were for the one of the group that waits longest.
+    """
+    members: dict[Position, list[str]] = {}
+    for organization, position in positions.items():
+        members.setdefault(position, []).append(organization)
+    never = datetime.min.replace(tzinfo=UTC)
+    groups = [
+        Group(min((positions[o] for o in m), key=lambda p: p.reconciled_at or never), tuple(sorted(m)))
+        for m in members.values()
+    ]
+    return sorted(groups, key=lambda g: -len(g.organizations))
 
 
 @dataclass(frozen=True)
@@ -109,5 +126,18 @@ class CaptureMethod(Protocol):
         Raises:
             SourceError, ContractViolation: the table cannot be captured; nothing was read.
             SourceRefused: it is not the source that any of the groups was read from.
+        """
+        ...
+
+    def unchanged(
+        self, catalog: psycopg.Connection[Any], contract: Contract, groups: Sequence[Group]
+    ) -> datetime | None:
+        """When it was seen, in one snapshot, that a window of these groups would read nothing and compare nothing.
+
+        None where a window must be taken: something changed, something may have, keys are due to be compared, or the
+        position has stood so long that it should move. Works over `catalog` alone, without loading Arrow.
+
+        Raises:
+            SourceError, ContractViolation: as `open_window`. psycopg.Error: the database refused or broke off.
         """
         ...

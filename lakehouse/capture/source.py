@@ -97,8 +97,8 @@ class Source:
         self._url = settings.url.get_secret_value()
 
     @contextmanager
-    def catalog(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-        """A psycopg connection in autocommit mode.
+    def catalog(self, *, bounded: bool = False) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        """A psycopg connection in autocommit mode. `bounded`: statements and locks wait as long as the settings say.
 
         Raises:
             SourceError: it does not answer or refuses.
@@ -109,7 +109,7 @@ class Source:
                 autocommit=True,
                 application_name=f"{APPLICATION} catalog",
                 connect_timeout=10,
-                options=_options({}),
+                options=_options(self._bounds() if bounded else {}),
             )
         except psycopg.OperationalError as error:
             raise self._refused(error) from error
@@ -132,12 +132,7 @@ class Source:
         parts = urlsplit(self._url)
         query = dict(parse_qsl(parts.query)) | {
             "application_name": f"{APPLICATION} capture",
-            "options": _options(
-                {
-                    "statement_timeout": f"{self.settings.statement_timeout_seconds}s",
-                    "lock_timeout": f"{self.settings.lock_timeout_seconds}s",
-                }
-            ),
+            "options": _options(self._bounds()),
         }
         query.setdefault("connect_timeout", "10")
         # libpq decodes %20 but not +.
@@ -152,6 +147,12 @@ class Source:
         except Error as error:
             raise self._refused(error) from error
 
+    def _bounds(self) -> dict[str, str]:
+        return {
+            "statement_timeout": f"{self.settings.statement_timeout_seconds}s",
+            "lock_timeout": f"{self.settings.lock_timeout_seconds}s",
+        }
+
     def _refused(self, error: Exception) -> SourceError:
         return SourceError(
             f"source {self.settings.address} does not answer: {' '.join(str(error).split())[:400]}",
@@ -165,6 +166,11 @@ class Source:
         Raises:
             SourceError: the settings name no such table.
         """
+        with self.catalog() as connection:
+            return self.organizations_by(connection)
+
+    def organizations_by(self, connection: psycopg.Connection[tuple[Any, ...]]) -> dict[str, str]:
+        """`organizations`, over a connection that is open."""
         settings = self.settings
         if settings.organizations_table is None:
             raise SourceError(
@@ -173,20 +179,19 @@ class Source:
                 "or set LAKEHOUSE_SOURCE__ORGANIZATIONS_TABLE.",
             )
         label = settings.organizations_label or settings.organizations_key
-        with self.catalog() as connection:
-            try:
-                rows = connection.execute(
-                    sql.SQL("SELECT {}::text, {}::text FROM {} ORDER BY 1").format(
-                        sql.Identifier(settings.organizations_key),
-                        sql.Identifier(label),
-                        sql.Identifier(*settings.organizations_table.split(".")),
-                    )
-                ).fetchall()
-            except psycopg.errors.Error as error:
-                raise SourceError(
-                    f"organizations cannot be read from {settings.organizations_table}: {error.diag.message_primary}",
-                    "Set LAKEHOUSE_SOURCE__ORGANIZATIONS_TABLE, __ORGANIZATIONS_KEY and __ORGANIZATIONS_LABEL.",
-                ) from error
+        try:
+            rows = connection.execute(
+                sql.SQL("SELECT {}::text, {}::text FROM {} ORDER BY 1").format(
+                    sql.Identifier(settings.organizations_key),
+                    sql.Identifier(label),
+                    sql.Identifier(*settings.organizations_table.split(".")),
+                )
+            ).fetchall()
+        except psycopg.errors.Error as error:
+            raise SourceError(
+                f"organizations cannot be read from {settings.organizations_table}: {error.diag.message_primary}",
+                "Set LAKEHOUSE_SOURCE__ORGANIZATIONS_TABLE, __ORGANIZATIONS_KEY and __ORGANIZATIONS_LABEL.",
+            ) from error
         return dict(rows)
 
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
@@ -44,6 +45,7 @@ from schemas.contract import CHANGE_XID, Contract
 from schemas.errors import Retry
 
 if TYPE_CHECKING:
+    import psycopg
     import pyarrow as pa
     from adbc_driver_postgresql.dbapi import Cursor as AdbcCursor
 
@@ -92,35 +94,53 @@ class TriggerCapture:
             reader.cursor() as cursor,
             transaction(cursor, contract),
         ):
-            hot = describe(catalog, contract)
-            check_table(contract, hot)
-            identity = identify(catalog, hot, self.source.settings.address)
-            changes = change_counts(catalog, [contract]).get(contract.table)
-            snapshot = Snapshot.parse(_text(cursor, contract, sql.SQL("SELECT pg_current_snapshot()::text")))
-            captured_at = self.clock()
-            failpoint("capture.before_read")
-            refused, accepted = refuse_groups(contract, groups, identity, snapshot)
-            # Under the snapshot: what it sees of triggers is what wrote the rows that it sees.
-            found = installation.parse_state(_text(cursor, contract, installation.state_query(contract)))
-            installation.require(contract, hot, found)
-            log = self._log(cursor, contract, found, snapshot, min(g.position.xmin for g in groups))
-            yield TriggerWindow(
-                contract=contract,
-                snapshot=snapshot,
-                captured_at=captured_at,
-                plans=[self._plan(g, contract, hot, identity, snapshot, log, reconcile) for g in accepted],
-                refused=refused,
-                cursor=cursor,
-                prune=False,
-                bound=None,
-                max_seen=self.settings.max_seen,
-                fingerprint=hot.fingerprint(contract),
-                identity=identity,
-                tenant_type=hot.columns[contract[contract.tenant].source].type,
-                changes=changes,
-                log=log,
-                log_tenant_type=installation.log_type(contract[contract.tenant], hot),
-            )
+            yield self._open(contract, groups, catalog, cursor, reconcile)
+
+    def unchanged(
+        self, catalog: psycopg.Connection[Any], contract: Contract, groups: Sequence[Group]
+    ) -> datetime | None:
+        """See `CaptureMethod.unchanged`."""
+        cursor: Any = catalog.cursor()
+        with transaction(cursor, contract):
+            return self._open(contract, groups, catalog, cursor, None).unchanged()
+
+    def _open(
+        self,
+        contract: Contract,
+        groups: Sequence[Group],
+        catalog: psycopg.Connection[Any],
+        cursor: AdbcCursor,
+        reconcile: bool | None,
+    ) -> TriggerWindow:
+        hot = describe(catalog, contract)
+        check_table(contract, hot)
+        identity = identify(catalog, hot, self.source.settings.address)
+        changes = change_counts(catalog, [contract]).get(contract.table)
+        snapshot = Snapshot.parse(_text(cursor, contract, sql.SQL("SELECT pg_current_snapshot()::text")))
+        captured_at = self.clock()
+        failpoint("capture.before_read")
+        refused, accepted = refuse_groups(contract, groups, identity, snapshot)
+        # Under the snapshot: what it sees of triggers is what wrote the rows that it sees.
+        found = installation.parse_state(_text(cursor, contract, installation.state_query(contract)))
+        installation.require(contract, hot, found)
+        log = self._log(cursor, contract, found, snapshot, min(g.position.xmin for g in groups))
+        return TriggerWindow(
+            contract=contract,
+            snapshot=snapshot,
+            captured_at=captured_at,
+            plans=[self._plan(g, contract, hot, identity, snapshot, log, reconcile) for g in accepted],
+            refused=refused,
+            cursor=cursor,
+            prune=False,
+            bound=None,
+            max_seen=self.settings.max_seen,
+            fingerprint=hot.fingerprint(contract),
+            identity=identity,
+            tenant_type=hot.columns[contract[contract.tenant].source].type,
+            changes=changes,
+            log=log,
+            log_tenant_type=installation.log_type(contract[contract.tenant], hot),
+        )
 
     def _log(
         self, cursor: AdbcCursor, contract: Contract, found: Installation, snapshot: Snapshot, oldest: int
@@ -226,19 +246,13 @@ class TriggerWindow(XminWindow):
             return
         contract = self.contract
         only = [c.name for c in installation.identity_columns(contract)]
-        conditions = [
-            tenant_condition(contract, plan.group.organizations, self.log_tenant_type),
-            *self._changed(plan),
-            sql.SQL("t.{} = {}").format(sql.Identifier(WHAT), sql.Literal(GONE)),
-            *_landable(contract),
-        ]
         query = sql.SQL("SELECT DISTINCT ON ({}) {} FROM {} AS t WHERE {}").format(
             sql.SQL(", ").join(
                 sql.SQL("t.{}").format(sql.Identifier(c.source)) for c in installation.identity_columns(contract)
             ),
             select_list(contract, only=tuple(only)),
             installation.log_table(contract),
-            sql.SQL(" AND ").join(conditions),
+            sql.SQL(" AND ").join(self._gone(plan)),
         )
         for raw in stream(self.cursor, query, contract):
             batch, violations = to_lake(raw, contract)
@@ -262,6 +276,20 @@ class TriggerWindow(XminWindow):
             method=TriggerCapture.name,
             generation=self.log.generation,
         )
+
+    def _gone(self, plan: Plan) -> list[sql.Composable]:
+        return [
+            tenant_condition(self.contract, plan.group.organizations, self.log_tenant_type),
+            *self._changed(plan),
+            sql.SQL("t.{} = {}").format(sql.Identifier(WHAT), sql.Literal(GONE)),
+            *_landable(self.contract),
+        ]
+
+    def _signs(self, plan: Plan) -> list[sql.Composed]:
+        gone = sql.SQL("SELECT 1 FROM {} AS t WHERE {} LIMIT 1").format(
+            installation.log_table(self.contract), sql.SQL(" AND ").join(self._gone(plan))
+        )
+        return [*super()._signs(plan), gone]
 
     def _changed(self, plan: Plan) -> list[sql.Composable]:
         position = plan.group.position

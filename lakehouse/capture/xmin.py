@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 PRUNE_MARGIN = timedelta(seconds=3)
 """Application clocks differ; what differs by more is found by the exact read."""
-
-
+STAY = 10_000_000
+"""Transactions after which a position is moved on by a window although nothing changed: ids wrap."""
 CHANGED = "columns, defaults or enum labels changed, or partitions, or what the contract exports"
 
 
@@ -64,33 +64,51 @@ class XminCapture:
         with self.source.catalog() as catalog, self.source.reader() as reader, reader.cursor() as cursor:
             bound = prune_bound(catalog) if contract.watermark and contract.watermark.every_change else None
             with transaction(cursor, contract):
-                hot = describe(catalog, contract)
-                check_table(contract, hot)
-                identity = identify(catalog, hot, self.source.settings.address)
-                # Before the snapshot: what changes meanwhile is rather counted as not read yet.
-                changes = change_counts(catalog, [contract]).get(contract.table)
-                snapshot, captured_at = self._snapshot(cursor)
-                failpoint("capture.before_read")
-                refused, accepted = refuse_groups(contract, groups, identity, snapshot)
-                prunable = self.settings.prune and prunable_by(catalog, contract, hot) is not None
-                yield XminWindow(
-                    contract=contract,
-                    snapshot=snapshot,
-                    captured_at=captured_at,
-                    plans=[
-                        self._plan(g, contract, hot, identity, snapshot, captured_at, prunable, reconcile)
-                        for g in accepted
-                    ],
-                    refused=refused,
-                    cursor=cursor,
-                    prune=prunable,
-                    bound=bound,
-                    max_seen=self.settings.max_seen,
-                    fingerprint=hot.fingerprint(contract),
-                    identity=identity,
-                    tenant_type=hot.columns[contract[contract.tenant].source].type,
-                    changes=changes,
-                )
+                yield self._open(contract, groups, catalog, cursor, bound, reconcile)
+
+    def unchanged(
+        self, catalog: psycopg.Connection[Any], contract: Contract, groups: Sequence[Group]
+    ) -> datetime | None:
+        """See `CaptureMethod.unchanged`."""
+        cursor: Any = catalog.cursor()
+        with transaction(cursor, contract):
+            return self._open(contract, groups, catalog, cursor, None, None).unchanged()
+
+    def _open(
+        self,
+        contract: Contract,
+        groups: Sequence[Group],
+        catalog: psycopg.Connection[Any],
+        cursor: AdbcCursor,
+        bound: datetime | None,
+        reconcile: bool | None,
+    ) -> XminWindow:
+        hot = describe(catalog, contract)
+        check_table(contract, hot)
+        identity = identify(catalog, hot, self.source.settings.address)
+        # Before the snapshot: what changes meanwhile is rather counted as not read yet.
+        changes = change_counts(catalog, [contract]).get(contract.table)
+        snapshot, captured_at = self._snapshot(cursor)
+        failpoint("capture.before_read")
+        refused, accepted = refuse_groups(contract, groups, identity, snapshot)
+        prunable = self.settings.prune and prunable_by(catalog, contract, hot) is not None
+        return XminWindow(
+            contract=contract,
+            snapshot=snapshot,
+            captured_at=captured_at,
+            plans=[
+                self._plan(g, contract, hot, identity, snapshot, captured_at, prunable, reconcile) for g in accepted
+            ],
+            refused=refused,
+            cursor=cursor,
+            prune=prunable,
+            bound=bound,
+            max_seen=self.settings.max_seen,
+            fingerprint=hot.fingerprint(contract),
+            identity=identity,
+            tenant_type=hot.columns[contract[contract.tenant].source].type,
+            changes=changes,
+        )
 
     def _snapshot(self, cursor: AdbcCursor) -> tuple[Snapshot, datetime]:
         cursor.execute("SELECT pg_current_snapshot()::text")
@@ -195,6 +213,31 @@ class XminWindow:
             for violation in violations:
                 self.violations.setdefault(violation.organization, violation)
             yield batch.select(list(only))
+
+    def unchanged(self) -> datetime | None:
+        """When it was seen that no plan would read or compare anything; None where one would, or may."""
+        if self.refused or any(
+            p.kind is not WindowKind.WINDOW
+            or p.reconcile
+            or p.ask_lake
+            or self.snapshot.xmax - p.group.position.xmin > STAY
+            for p in self.plans
+        ):
+            return None
+        for plan in self.plans:
+            for query in self._signs(plan):
+                self.cursor.execute(query.as_string(None))
+                if self.cursor.fetchone() is not None:
+                    return None
+        return self.captured_at
+
+    def _signs(self, plan: Plan) -> list[sql.Composed]:
+        """Queries of which one returns a row if the plan would read any."""
+        return [
+            sql.SQL("SELECT 1 FROM {} AS t WHERE {} LIMIT 1").format(
+                self._table(), sql.SQL(" AND ").join(self._conditions(plan))
+            )
+        ]
 
     def next_position(self, plan: Plan) -> Position:
         """See `OpenWindow.next_position`.

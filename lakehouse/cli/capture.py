@@ -17,7 +17,7 @@ from schemas.errors import LakehouseError
 if TYPE_CHECKING:
     from lakehouse.app import App
     from lakehouse.backfill.run import BackfillResult
-    from lakehouse.sync import TableResult
+    from lakehouse.result import TableResult
     from schemas.contract import Contract
 
 source_app = typer.Typer(no_args_is_help=True, help="The hot database.")

@@ -68,9 +68,9 @@ def _read(file: str) -> str:
 @lake_app.command("list")
 def list_lakes(as_json: JsonFlag = False) -> None:
     """Every organization's lake: where it is, whose keys open it, and under which key version they are stored."""
+    from catalog.lake import CATALOG, OWN
     from lakehouse.cli.capture import open_app
     from lakehouse.control import store
-    from lakehouse.control.lakes import CATALOG, OWN
 
     app = open_app()
     rows = [

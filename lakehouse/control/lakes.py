@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, insert, or_, select, update
 
+from catalog.lake import CATALOG, OWN
 from federation.kinds import DestinationKind
 from lakehouse.control.models import Backfill, Cursor, Lake, Landing, WarehouseDestination
 from lakehouse.control.store import ALL_TABLES, lake_target
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
-
-OWN = "own"
-CATALOG = "catalog"
 
 
 def own_lakes(engine: Engine) -> dict[str, Lake]:

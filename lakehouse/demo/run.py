@@ -16,7 +16,8 @@ from lakehouse.demo.fleet import FleetReport
 from lakehouse.demo.live import LiveWorkload
 from lakehouse.demo.seed import seed
 from lakehouse.executor import LocalProcesses
-from lakehouse.sync import TableResult, sync_table
+from lakehouse.result import TableResult
+from lakehouse.sync import sync_table
 from lakehouse.verify.compare import Comparison, verify_table
 from schemas.errors import LakehouseError
 

@@ -20,7 +20,8 @@ from lakehouse.observe.events import describe
 from lakehouse.outbox import deliveries, tasks
 from lakehouse.outbox.retry import decide
 from lakehouse.outbox.tasks import BACKFILL, CAPTURE, MAINTAIN, PRUNE
-from lakehouse.sync import LakeTables, TableResult, capture_table, land_claimed
+from lakehouse.result import TableResult
+from lakehouse.sync import LakeTables, capture_table, land_claimed
 
 if TYPE_CHECKING:
     from lakehouse.app import App

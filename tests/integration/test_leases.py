@@ -16,7 +16,8 @@ from lakehouse.outbox import deliveries, tasks
 from lakehouse.outbox.lease import Lease, LeaseKeeper, LeaseLostError
 from lakehouse.outbox.retry import Decision
 from lakehouse.outbox.tasks import CAPTURE
-from lakehouse.sync import LakeTables, TableResult, capture_table, land_all
+from lakehouse.result import TableResult
+from lakehouse.sync import LakeTables, capture_table, land_all
 from tests.support import Lakehouse, host_tables, insert_events, local_variables
 
 LANDING = (DestinationKind.ICEBERG_S3,)

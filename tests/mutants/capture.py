@@ -311,4 +311,25 @@ MUTANTS = (
         ),
         ("integration/test_bad_input_lake.py::test_a_damaged_lake_holds_up_only_its_own",),
     ),
+    mutant(
+        "a-glance-past-an-open-commit",
+        "lakehouse/glance.py",
+        "                if result.captured_at is None:\n                    return None\n",
+        "                result.captured_at = result.captured_at or clock()\n",
+        "integration/test_glance.py::test_a_commit_that_was_open_during_a_glance_is_captured",
+    ),
+    mutant(
+        "a-glance-past-unsettled-shares",
+        "lakehouse/glance.py",
+        "(version, owner, unsettled) != (newest_revision(), settings.installation, False)",
+        "(version, owner) != (newest_revision(), settings.installation)",
+        "integration/test_glance.py::test_what_is_not_plainly_quiet_goes_the_ordinary_way",
+    ),
+    mutant(
+        "a-glance-past-tombstones",
+        TRIGGER,
+        "        return [*super()._signs(plan), gone]",
+        "        return [*super()._signs(plan)] if gone else []",
+        "integration/test_glance.py::test_a_tombstone_is_not_quiet",
+    ),
 )
