@@ -8,11 +8,9 @@ as wheels and are loaded by path: nothing is downloaded, nothing is written into
 
 from __future__ import annotations
 
-import atexit
 import functools
 import hashlib
 import importlib.util
-import shutil
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from catalog.lake import LakeAddress
+from lakehouse.spill import spill_folder
 from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def connect(lakes: Iterable[LakeAddress], *, private: bool = False) -> Iterator[
     streams are each connection's own. `private`: an engine of its own, for statements that make schemas.
     """
     if private:
-        with tempfile.TemporaryDirectory(prefix="lakehouse-duckdb-") as spill, _open(spill) as connection:
+        with tempfile.TemporaryDirectory(dir=spill_folder()) as spill, _open(spill) as connection:
             for lake in lakes:
                 _admit(connection, lake)
             yield connection
@@ -96,9 +95,7 @@ def _admit(connection: duckdb.DuckDBPyConnection, lake: LakeAddress) -> None:
 
 @functools.cache
 def _shared() -> duckdb.DuckDBPyConnection:
-    spill = tempfile.mkdtemp(prefix="lakehouse-duckdb-")
-    atexit.register(shutil.rmtree, spill, ignore_errors=True)
-    return _open(spill)
+    return _open(str(spill_folder() / "shared"))
 
 
 def _open(spill: str) -> duckdb.DuckDBPyConnection:
