@@ -43,7 +43,9 @@ def copy_tree(target: Path) -> None:
         shutil.copy(ROOT / name, target / name)
 
 
-def run_tests(root: Path, tests: list[str], *options: str) -> subprocess.CompletedProcess[str]:
+def run_tests(
+    root: Path, tests: list[str], *options: str, timeout: float = TIMEOUT_SECONDS
+) -> subprocess.CompletedProcess[str]:
     """Run these tests of the copy below `root` against the code there."""
     environment = os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", *options]
@@ -54,11 +56,11 @@ def run_tests(root: Path, tests: list[str], *options: str) -> subprocess.Complet
             env=environment,
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_SECONDS,
+            timeout=timeout,
         )
     except subprocess.TimeoutExpired:
         # A defect that makes the program wait for ever was noticed, but by the clock: it does not count.
-        return subprocess.CompletedProcess(command, 124, "", f"did not end in {TIMEOUT_SECONDS} s")
+        return subprocess.CompletedProcess(command, 124, "", f"did not end in {timeout:g} s")
 
 
 def attack(mutant: Mutant) -> Outcome:
@@ -104,9 +106,9 @@ def main() -> int:
         tests = sorted({t for m in chosen for t in m.tests})
         with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
             copy_tree(Path(folder))
-            done = run_tests(Path(folder), tests, "-n", str(arguments.jobs))
+            done = run_tests(Path(folder), tests, "-n", str(arguments.jobs), timeout=6 * TIMEOUT_SECONDS)
         if done.returncode:
-            say(done.stdout[-3000:])
+            say((done.stdout + done.stderr)[-3000:])
             say("The tests fail without a defect: nothing can be proven.")
             return 1
         say(f"{len(tests)} tests pass without a defect")
