@@ -211,6 +211,8 @@ class _Open:
         return digest.hexdigest(), size
 
     def close(self) -> None:
+        # One that was broken off is ended too: its writer would end it later, into a stream that is closed.
+        self._writer.close()
         self.stream.close()
 
 

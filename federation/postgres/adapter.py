@@ -101,9 +101,10 @@ class PostgresAdapter:
             row = cursor.fetchone()
             if row is None:
                 self._refuse_strangers(cursor, layout)
-            if row is None or row[0] != contract.version:
-                for statement in layout.create():
-                    self._run(cursor, statement)
+            if row is not None and row[0] == contract.version:
+                return
+            for statement in layout.create():
+                self._run(cursor, statement)
             cursor.execute(
                 sql.SQL(
                     "INSERT INTO {} (table_name, installation, organization, contract) VALUES ($1, $2, $3, $4) "
@@ -183,7 +184,7 @@ class PostgresAdapter:
             yield cursor.fetch_record_batch()
 
     def texts(self, contract: Contract, hashes: list[str]) -> list[tuple[Any, ...]]:
-        """Identity and each column's canonical text, by column id, of rows with these hashes.
+        """Canonical text of the identity, then of each column by id, of rows with these hashes.
 
         Raises:
             DestinationError: it cannot be asked.

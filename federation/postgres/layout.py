@@ -171,7 +171,7 @@ class Layout:
 
     def content(self) -> sql.Composed:
         """Rows and digest of what the view shows."""
-        hashed = postgres_hash(self._replicated(), columns_source=False, alias="v")
+        hashed = postgres_hash(self.contract, columns_source=False, alias="v")
         return sql.SQL(
             "SELECT count(*), coalesce(sum(('x' || substr(h, 1, {})) ::bit({})::bigint), 0)::text "
             "FROM (SELECT {} AS h FROM {} AS v) AS s"
@@ -179,25 +179,23 @@ class Layout:
 
     def hashes(self) -> sql.Composed:
         """Identity and canonical hash of every row that the view shows."""
-        hashed = postgres_hash(self._replicated(), columns_source=False, alias="v")
+        hashed = postgres_hash(self.contract, columns_source=False, alias="v")
         return sql.SQL("SELECT {}, {} AS _hash FROM {} AS v").format(
             _names(self.contract.identity), sql.SQL(hashed), self.view
         )
 
     def texts(self) -> sql.Composed:
-        """The canonical text of each column, by id, of the rows whose hash is one of a list (one parameter)."""
-        contract = self._replicated()
+        """The canonical text of the identity, then of each column by id, of rows whose hash is one of a list ($1)."""
+        contract = self.contract
         hashed = postgres_hash(contract, columns_source=False, alias="v")
         columns = sorted(contract.columns, key=lambda c: c.id)
+        identity = [contract[n] for n in contract.identity]
         return sql.SQL("SELECT {}, {} FROM {} AS v WHERE {} = ANY($1)").format(
-            _names(self.contract.identity),
+            sql.SQL(", ").join(sql.SQL(postgres_field_text(c, columns_source=False, alias="v")) for c in identity),
             sql.SQL(", ").join(sql.SQL(postgres_field_text(c, columns_source=False, alias="v")) for c in columns),
             self.view,
             sql.SQL(hashed),
         )
-
-    def _replicated(self) -> Contract:
-        return self.contract
 
     def _values(self) -> sql.Composed:
         # Arrow brings JSON as text and decimals without their scale.

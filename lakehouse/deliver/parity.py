@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from catalog.lake import LakeAddress
@@ -81,7 +80,7 @@ class _There(Protocol):
         ...
 
     def texts(self, duck: duckdb.DuckDBPyConnection, hashes: list[str]) -> list[tuple[Any, ...]]:
-        """Hash-chosen rows: identity, then each column's canonical text by id."""
+        """Rows with these hashes: canonical text of the identity, then of each column by id."""
         ...
 
 
@@ -177,7 +176,7 @@ class _Relation:
         )
 
     def texts(self, duck: duckdb.DuckDBPyConnection, hashes: list[str]) -> list[tuple[Any, ...]]:
-        identity = ", ".join(quoted(n) for n in self.contract.identity)
+        identity = ", ".join(duckdb_field_text(self.contract[n]) for n in self.contract.identity)
         texts = ", ".join(duckdb_field_text(c) for c in by_id(self.contract))
         return duck.execute(
             f"SELECT {identity}, {texts} FROM ({self.latest}) WHERE list_contains($1, {duckdb_hash(self.contract)})",
@@ -269,7 +268,8 @@ def jsonl_relation(contract: Contract, manifest: Manifest) -> str:
     )
 
 
-MOST_LINE_BYTES = 256 * 1024 * 1024
+MOST_LINE_BYTES = 48 * 1024 * 1024
+"""DuckDB keeps twice this for each thread."""
 
 
 def _duckdb_type(column: Column) -> str:
@@ -316,27 +316,26 @@ def _differences(
     there.load(duck)
     names = list(contract.identity)
     join = " AND ".join(f"o.{quoted(n)} IS NOT DISTINCT FROM t.{quoted(n)}" for n in names)
-    keys = ", ".join(f"coalesce(o.{quoted(n)}, t.{quoted(n)})::VARCHAR AS {quoted(n)}" for n in names)
-    values = ", ".join(f"coalesce(o.{quoted(n)}, t.{quoted(n)})" for n in names)
+    both = ", ".join(f"coalesce(o.{quoted(n)}, t.{quoted(n)}) AS {quoted(n)}" for n in names)
+    shown = ", ".join(f"{quoted(n)}::VARCHAR" for n in names)
+    # By their canonical text: each driver makes an object of its own of one moment.
+    texts = ", ".join(duckdb_field_text(contract[n]) for n in names)
     rows = duck.execute(
-        f"SELECT {keys}, {values}, o.{HASH}, t.{HASH} FROM ours o FULL JOIN there t ON {join} "
-        f"WHERE o.{HASH} IS DISTINCT FROM t.{HASH} ORDER BY ALL LIMIT {int(limit)}"
+        f"SELECT {shown}, {texts}, ours_hash, their_hash FROM (SELECT {both}, o.{HASH} AS ours_hash, "
+        f"t.{HASH} AS their_hash FROM ours o FULL JOIN there t ON {join} WHERE o.{HASH} IS DISTINCT FROM t.{HASH}) "
+        f"ORDER BY ALL LIMIT {int(limit)}"
     ).fetchall()
     width = len(names)
     differing = [row for row in rows if None not in row[-2:]]
-    here = there_is = {}
+    here: dict[tuple[str, ...], tuple[str, ...]] = {}
+    theirs: dict[tuple[str, ...], tuple[str, ...]] = {}
     if differing:
-        here = {_key(r[:width]): r[width:] for r in ours.texts(duck, [r[-2] for r in differing])}
-        there_is = {_key(r[:width]): r[width:] for r in there.texts(duck, [r[-1] for r in differing])}
+        here = {r[:width]: r[width:] for r in ours.texts(duck, [r[-2] for r in differing])}
+        theirs = {r[:width]: r[width:] for r in there.texts(duck, [r[-1] for r in differing])}
     found = []
     for row in rows:
-        key, identity = dict(zip(names, row[:width], strict=True)), _key(row[width:-2])
+        key, identity = dict(zip(names, row[:width], strict=True)), row[width:-2]
         kind = "missing" if row[-1] is None else "extra" if row[-2] is None else "content"
-        pairs = zip(by_id(contract), here.get(identity, ()), there_is.get(identity, ()), strict=False)
+        pairs = zip(by_id(contract), here.get(identity, ()), theirs.get(identity, ()), strict=False)
         found.append(Difference(key, kind, tuple(c.name for c, a, b in pairs if a != b)))
     return found
-
-
-def _key(values: Sequence[Any]) -> tuple[Any, ...]:
-    # One moment, whatever object a driver makes of it.
-    return tuple(v.astimezone(UTC) if isinstance(v, datetime) else v for v in values)
