@@ -126,6 +126,17 @@ class Adapter(Protocol):
         """
         ...
 
+    def replace(self, contract: Contract, sequence: int, snapshot_id: int, rows: Iterator[pa.RecordBatch]) -> Receipt:
+        """Fill the table anew: `rows` are the lake's latest state at `sequence`, ordered by event time.
+
+        Readers see what was there before or the whole of this. What is missing there is made again. A target that
+        stands further already (a delivery came meanwhile) is left as it is.
+
+        Raises:
+            DestinationError: what was there is there still.
+        """
+        ...
+
     def close(self) -> None:
         """Release connections. Idempotent; never raises."""
         ...

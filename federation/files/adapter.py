@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ATTEMPTS = 3
-_SPOOL_BYTES = 16 * 1024 * 1024
+_SPOOL_BYTES = 1024 * 1024
+"""In memory for each file that is being written; the rest of it lies in a temporary file."""
+FILE_ROWS = 1_000_000
+"""A date that has more latest rows is filled by several files."""
 _READ_BYTES = 1024 * 1024
 
 
@@ -129,6 +132,40 @@ class FilesAdapter:
             written += sum(e.rows for e in entries)
             size += sum(e.bytes for e in entries)
 
+    def replace(self, contract: Contract, sequence: int, snapshot_id: int, rows: Iterator[pa.RecordBatch]) -> Receipt:
+        """See `Adapter.replace`. Files that no manifest names any more stay for readers that hold the old one."""
+        entries = list(self._days(contract, rows))
+        found, held = self.manifest(contract)
+        if held.sequence > sequence:
+            return Receipt(held.sequence, 0)
+        fresh = Manifest(
+            self.form.kind, self.owner, contract.table, contract.version, sequence, snapshot_id, tuple(entries)
+        )
+        self._replace(contract, fresh, found)
+        return Receipt(sequence, sum(e.rows for e in entries), sum(e.bytes for e in entries))
+
+    def _days(self, contract: Contract, rows: Iterator[pa.RecordBatch]) -> Iterator[Entry]:
+        """One file after another: rows come by event time."""
+        file: _Open | None = None
+        current: int | None = None
+        try:
+            for batch in rows:
+                begin = 0
+                for end, day in _runs(contract, batch):
+                    if file is not None and (day != current or file.rows >= FILE_ROWS):
+                        yield self._put(contract, current, file)
+                        file.close()
+                        file = None
+                    if file is None:
+                        file, current = _Open(self.form, contract), day
+                    file.write(batch.slice(begin, end - begin))
+                    begin = end
+            if file is not None:
+                yield self._put(contract, current, file)
+        finally:
+            if file is not None:
+                file.close()
+
     def close(self) -> None:
         """See `Adapter.close`."""
         self.store.close()
@@ -193,9 +230,11 @@ class _Open:
     def write(self, rows: pa.RecordBatch) -> None:
         if not rows.num_rows:
             return
-        numbers = rows.column(SEQUENCE)
-        self.first = self.first or numbers[0].as_py()
-        self.last = numbers[rows.num_rows - 1].as_py()
+        import pyarrow.compute as pc
+
+        numbers = pc.min_max(rows.column(SEQUENCE)).as_py()
+        self.first = min(self.first or numbers["min"], numbers["min"])
+        self.last = max(self.last, numbers["max"])
         self.rows += rows.num_rows
         self._writer.write(rows)
 

@@ -125,8 +125,6 @@ class PostgresAdapter:
 
     def deliver(self, delivery: Delivery, rows: RangeReader) -> Receipt:
         """See `Adapter.deliver`."""
-        import pyarrow as pa
-
         layout = self.layout(delivery.contract)
         with self._transaction() as cursor:
             self._check_owner(cursor)
@@ -139,24 +137,32 @@ class PostgresAdapter:
                 )
             if stands >= delivery.upto:
                 return Receipt(stands, 0)
-            schema = pa.schema([f.remove_metadata() for f in arrow_schema(delivery.contract)])
-            reader = pa.RecordBatchReader.from_batches(schema, (_plain(b, schema) for b in rows(stands, delivery.upto)))
-            # Rows that the adapter did not read must not fail the whole transaction by their order: ADBC streams.
-            count = cursor.adbc_ingest(BATCH, reader, mode="create", temporary=True)
+            count = self._load(cursor, delivery.contract, rows(stands, delivery.upto))
             if layout.history:
                 self._run(cursor, layout.remember(BATCH))
             self._run(cursor, layout.merge(BATCH))
-            cursor.execute(
-                sql.SQL(
-                    "UPDATE {} SET sequence = $2, snapshot_id = $3, delivered_at = clock_timestamp() "
-                    "WHERE table_name = $1"
-                )
-                .format(layout.marks)
-                .as_string(None),
-                (delivery.contract.table, delivery.upto, delivery.snapshot_id),
-            )
-            self._run(cursor, sql.SQL("DROP TABLE {}").format(sql.Identifier("pg_temp", BATCH)))
+            self._stand(cursor, layout, delivery.upto, delivery.snapshot_id)
         return Receipt(delivery.upto, count)
+
+    def replace(self, contract: Contract, sequence: int, snapshot_id: int, rows: Iterator[pa.RecordBatch]) -> Receipt:
+        """See `Adapter.replace`. One transaction: readers are not held up. A history keeps what it has."""
+        layout = self.layout(contract)
+        self.prepare(contract)
+        with self._transaction() as cursor:
+            self._check_owner(cursor)
+            for statement in layout.create():
+                self._run(cursor, statement)
+            stands = self._standing(cursor, layout, lock=True)
+            if stands is not None and stands > sequence:
+                return Receipt(stands, 0)
+            count = self._load(cursor, contract, rows)
+            if layout.history:
+                self._run(cursor, layout.remember(BATCH))
+            # Not TRUNCATE, which would hold up every reader until the end.
+            self._run(cursor, sql.SQL("DELETE FROM {}").format(layout.versions))
+            self._run(cursor, layout.merge(BATCH))
+            self._stand(cursor, layout, sequence, snapshot_id)
+        return Receipt(sequence, count)
 
     def content(self, contract: Contract) -> Content:
         """What the view shows, hashed by the server, in one snapshot with the `_sequence` that it stands at.
@@ -280,6 +286,22 @@ class PostgresAdapter:
                     f"{self.where}: {name} is there already and bears no mark of ours",
                     "Choose another schema, or remove it. Nothing was written.",
                 )
+
+    def _load(self, cursor: Cursor, contract: Contract, rows: Iterator[pa.RecordBatch]) -> int:
+        """Stream rows into the temporary table `BATCH` by binary COPY; how many."""
+        import pyarrow as pa
+
+        schema = pa.schema([f.remove_metadata() for f in arrow_schema(contract)])
+        reader = pa.RecordBatchReader.from_batches(schema, (_plain(b, schema) for b in rows))
+        return int(cursor.adbc_ingest(BATCH, reader, mode="create", temporary=True))
+
+    def _stand(self, cursor: Cursor, layout: Layout, sequence: int, snapshot_id: int) -> None:
+        """The table is complete to this `_sequence`; the batch is done with."""
+        statement = sql.SQL(
+            "UPDATE {} SET sequence = $2, snapshot_id = $3, delivered_at = clock_timestamp() WHERE table_name = $1"
+        ).format(layout.marks)
+        cursor.execute(statement.as_string(None), (layout.contract.table, sequence, snapshot_id))
+        self._run(cursor, sql.SQL("DROP TABLE {}").format(sql.Identifier("pg_temp", BATCH)))
 
     def _standing(self, cursor: Cursor, layout: Layout, *, lock: bool) -> int | None:
         query = sql.SQL("SELECT sequence FROM {} WHERE table_name = $1{}").format(

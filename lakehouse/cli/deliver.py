@@ -13,6 +13,7 @@ from schemas.errors import LakehouseError
 if TYPE_CHECKING:
     from lakehouse.app import App
     from lakehouse.deliver.parity import Parity
+    from lakehouse.deliver.run import Delivered
     from lakehouse.destinations import Destination
 
 DestinationOption = Annotated[
@@ -50,6 +51,11 @@ def deliver(
 
     app = open_app()
     results = deliver_now(app, _wanted(app, destination, organization), [c.table for c in chosen(app, names)])
+    show_delivered(results, as_json=as_json)
+
+
+def show_delivered(results: list[Delivered], *, as_json: bool) -> None:
+    """What was delivered; exit 1 where something was not."""
     if as_json:
         print_json([{**vars(r), "error": error_json(r.error) if r.error else None} for r in results])
     else:

@@ -158,6 +158,26 @@ def resume(destination: Name, organization: Organization = None) -> None:
     _status(destination, organization, "active")
 
 
+@destinations_app.command("resync")
+def resync(
+    destination: Name,
+    organization: Organization = None,
+    tables: Tables = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Fill it anew from the lake's latest state: it was cleared, altered, or is an older copy.
+
+    Readers see what was there before or all of the new. Exit 1 if a table could not be filled.
+    """
+    from lakehouse import destinations as operations
+    from lakehouse.cli.deliver import show_delivered
+    from lakehouse.deliver.run import resync as fill
+
+    app = open_app()
+    found = operations.find(app, destination, _organization(app, organization))
+    show_delivered(fill(app, found, tables or list(app.contracts)), as_json=as_json)
+
+
 @destinations_app.command("remove")
 def remove(destination: Name, organization: Organization = None) -> None:
     """Remove it; what it was delivered stays there, and so do the records of that."""

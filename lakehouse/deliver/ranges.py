@@ -17,7 +17,7 @@ from lakehouse.landing.cursor import read_cursor
 from lakehouse.landing.held import unreadable
 from schemas.contract import Contract
 from schemas.errors import LakehouseError, Retry
-from schemas.lake_columns import SEQUENCE, arrow_schema, lake_fields
+from schemas.lake_columns import DELETE, OP, SEQUENCE, arrow_schema, lake_fields
 
 if TYPE_CHECKING:
     import duckdb
@@ -106,16 +106,28 @@ class RangeOf:
         Raises:
             LakehouseError: the lake's files cannot be read.
         """
+        yield from self._rows(f"WHERE {SEQUENCE} > {int(after)} AND {SEQUENCE} <= {int(upto)} ORDER BY {SEQUENCE}")
+
+    def latest(self) -> Iterator[pa.RecordBatch]:
+        """The latest state at `lake.sequence`, without what is deleted, ordered by event time.
+
+        Raises:
+            LakehouseError: the lake's files cannot be read.
+        """
+        identity = ", ".join(quoted(n) for n in self.lake.contract.identity)
+        yield from self._rows(
+            f"QUALIFY row_number() OVER (PARTITION BY {identity} ORDER BY {SEQUENCE} DESC) = 1 "
+            f"AND {OP} <> '{DELETE}' ORDER BY {identity}"
+        )
+
+    def _rows(self, rest: str) -> Iterator[pa.RecordBatch]:
         import duckdb
         import pyarrow as pa
 
         lake = self.lake
         schema = arrow_schema(lake.contract)
         names = ", ".join(quoted(c.name) for c in lake_fields(lake.contract))
-        query = (
-            f"SELECT {names} FROM {lake.relation} "
-            f"WHERE {SEQUENCE} > {int(after)} AND {SEQUENCE} <= {int(upto)} ORDER BY {SEQUENCE}"
-        )
+        query = f"SELECT {names} FROM {lake.relation} {rest}"
         try:
             reader = self._connection.execute(query).to_arrow_reader(BATCH_ROWS)
             for batch in reader:

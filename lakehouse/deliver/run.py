@@ -130,6 +130,52 @@ def _round(
     return done
 
 
+def resync(app: App, destination: Destination, tables: Sequence[str]) -> list[Delivered]:
+    """Fill tables of a destination anew from the lake's latest state, one after another.
+
+    For one that was cleared, altered or fell behind; deliveries go on meanwhile and afterwards. What was given up for
+    it is tried again. Killed, it is begun again for the table that it was at.
+
+    Raises:
+        LakehouseError: the destination's config or credentials cannot be used.
+    """
+    assert destination.organization is not None  # noqa: S101 - there are no vendor-wide ones yet
+    kind = DestinationKind(destination.kind)
+    adapter = adapter_of(app, destination.organization, kind, destination.config, credentials_of(app, destination.id))
+    results = []
+    try:
+        for table in tables:
+            if "*" not in destination.tables and table not in destination.tables:
+                continue
+            result = Delivered(destination.name, destination.organization, table)
+            contract = app.contract(table)
+            with app.events.unit("resync", table=table, organization=destination.organization) as event:
+                try:
+                    lake = open_lake_table(app, contract, destination.organization)
+                    with range_reader(app, lake) as rows:
+                        receipt = adapter.replace(contract, lake.sequence, lake.snapshot_id, rows.latest())
+                    result.sequence, result.deliveries = receipt.sequence, 1
+                    event |= {"rows": receipt.rows, "bytes": receipt.bytes, "snapshot": lake.snapshot_id}
+                except LakehouseError as error:
+                    result.error = error
+                    event |= {"outcome": "error", "error": error.detail}
+            results.append(result)
+    finally:
+        adapter.close()
+    well = [r.table for r in results if r.error is None]
+    with app.engine.connect() as connection:
+        given_up = connection.scalars(
+            select(WarehouseDelivery.id).where(
+                WarehouseDelivery.destination_id == destination.id,
+                WarehouseDelivery.table_name.in_(well),
+                WarehouseDelivery.status.in_([DeliveryStatus.FAILED.value, DeliveryStatus.DEAD_LETTER.value]),
+            )
+        ).all()
+    if given_up:
+        deliveries.retry_now(app.engine, given_up)
+    return results
+
+
 @dataclass
 class Delivered:
     """What `deliver_now` did for one destination and table."""

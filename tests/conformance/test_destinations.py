@@ -21,7 +21,7 @@ from lakehouse import destinations
 from lakehouse.deliver import run as deliver_run
 from lakehouse.deliver.parity import Parity, parity
 from lakehouse.deliver.ranges import open_lake_table, range_reader
-from lakehouse.deliver.run import deliver_now
+from lakehouse.deliver.run import deliver_now, resync
 from lakehouse.deliver.targets import adapter_of
 from lakehouse.destinations import Destination
 from lakehouse.embedded.postgres import EmbeddedPostgres
@@ -248,6 +248,26 @@ def a_cleared_target_is_a_gap(stage: Stage) -> None:
     assert isinstance(error, GapError) and "resync" in error.hint
 
 
+def a_resync_fills_it_again(stage: Stage) -> None:
+    stage.delivered()
+    with stage.house.hot() as hot:
+        hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e2'")
+        insert_events(hot, "org-a", 70, 1)
+    stage.house.sync_ok("events", reconcile=True)
+    for harm in (lambda: stage.place.vanish("events"), lambda: alter(stage), stage.place.clear):
+        harm()
+        (result,) = resync(stage.house.app, stage.destination, ["events", "findings"])[:1]
+        assert result.error is None, result.error
+        assert len(stage.place.ids("events")) == 10
+        stage.equal()
+    stage.delivered()
+    with stage.house.hot() as hot:
+        insert_events(hot, "org-a", 80, 1)
+    stage.house.sync_ok("events")
+    stage.delivered()
+    stage.equal()
+
+
 def ranges_outlive_expiry_and_compaction(stage: Stage) -> None:
     house = stage.house
     stage.delivered()
@@ -378,6 +398,7 @@ CASES: tuple[Callable[[Stage], None], ...] = (
     a_missing_grant_waits_for_a_person,
     a_vanished_table_is_said,
     a_cleared_target_is_a_gap,
+    a_resync_fills_it_again,
     ranges_outlive_expiry_and_compaction,
     small_steps_reach_the_same_end,
     a_half_failed_delivery_is_finished,
