@@ -11,6 +11,8 @@ from lakehouse.cli.output import JsonFlag, print_json, stderr, stdout, table
 from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lakehouse.app import App
     from lakehouse.deliver.parity import Parity
     from lakehouse.deliver.run import Delivered
@@ -104,13 +106,7 @@ def parity(
     if as_json:
         print_json([_json(r) for r in results])
     else:
-        shown = [
-            (r.name, r.kind, r.table, r.sequence, r.lag, r.rows, r.lake_rows, r.digest[-12:],
-             "error" if r.error else r.equal)
-            for r in results
-        ]  # fmt: skip
-        columns = ("destination", "kind", "table", "sequence", "lag", "rows", "lake rows", "digest", "equal")
-        stdout.print(table("", columns, shown, numbers=("sequence", "lag", "rows", "lake rows")))
+        stdout.print(parity_table(results))
         for r in results:
             _say(r)
     if not results:
@@ -119,6 +115,17 @@ def parity(
         )
     if not all(r.equal for r in results):
         raise typer.Exit(1)
+
+
+def parity_table(results: list[Parity]) -> Table:
+    """Destinations beside the lake, as a person reads it."""
+    columns = ("destination", "kind", "table", "sequence", "lag", "rows", "lake rows", "digest", "equal")
+    shown = [
+        (r.name, r.kind, r.table, r.sequence, r.lag, r.rows, r.lake_rows, r.digest[-12:],
+         "error" if r.error else r.equal)
+        for r in results
+    ]  # fmt: skip
+    return table("", columns, shown, numbers=("sequence", "lag", "rows", "lake rows"))
 
 
 def _say(result: Parity) -> None:
