@@ -331,8 +331,10 @@ def two_workers_with_one_range(stage: Stage) -> None:
                 once.append(first.deliver(stage.pieces(0, 10)[0], more).rows)
             yield from rows(after, upto)
 
-        assert second.deliver(stage.pieces(0, 10)[0], meanwhile).sequence == 10
-        assert first.deliver(stage.pieces(0, 10)[0], more).rows == 0
+        # The slower one has the shorter range: what it writes last must not take back what the faster one brought.
+        assert second.deliver(stage.pieces(0, 8)[0], meanwhile).sequence >= 8
+        if not once:
+            assert first.deliver(stage.pieces(0, 10)[0], more).rows == 2
     first.close()
     second.close()
     assert len(stage.place.ids("events")) == 10
