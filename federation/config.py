@@ -6,9 +6,11 @@ one spelling, so that two destinations at one target are refused.
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from federation.kinds import DestinationKind
 from schemas.errors import LakehouseError, Retry
@@ -26,8 +28,82 @@ class IcebergS3Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-CONFIGS: dict[DestinationKind, type[BaseModel]] = {DestinationKind.ICEBERG_S3: IcebergS3Config}
+def _identifier(text: str) -> str:
+    if not text or "\0" in text or len(text.encode()) > IDENTIFIER_BYTES:
+        raise ValueError(f"a PostgreSQL name has 1 to {IDENTIFIER_BYTES} bytes; longer ones would be cut in silence")
+    if text.lower().startswith("pg_") or text == "information_schema":
+        raise ValueError("names that begin with pg_ are PostgreSQL's own")
+    return text
+
+
+def _location(text: str) -> str:
+    parts = urlsplit(text)
+    path = parts.path.strip("/")
+    odd = [s for s in path.split("/") if s in ("", ".", "..") or re.search(r"[\s*?\[\]{}%#'\"\\\\]", s)] if path else []
+    if parts.scheme != "s3" or not _BUCKET.fullmatch(parts.netloc) or not path or odd or parts.query or parts.fragment:
+        raise ValueError("must look like s3://bucket/prefix, in plain characters, without credentials")
+    return f"s3://{parts.netloc}/{path}"
+
+
+IDENTIFIER_BYTES = 63
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+
+
+class PostgresReplicaConfig(BaseModel):
+    """A schema of a PostgreSQL database. Its URL, with user and password, is a credential."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    schema_name: Annotated[str, Field(alias="schema"), AfterValidator(_identifier)]
+    history: bool = False
+    """Also keep every version, as `<table>_history`."""
+
+
+class FilesConfig(BaseModel):
+    """A prefix of a bucket. Keys are credentials; without any, the lake's own are used (and no `endpoint`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    location: Annotated[str, AfterValidator(_location)]
+    endpoint: str | None = None
+    region: str | None = None
+    max_dates: Annotated[int, Field(ge=1)] = 90
+    """Dates that one step writes at most; a delivery of more is made in several."""
+
+
+CONFIGS: dict[DestinationKind, type[BaseModel]] = {
+    DestinationKind.ICEBERG_S3: IcebergS3Config,
+    DestinationKind.POSTGRES_REPLICA: PostgresReplicaConfig,
+    DestinationKind.PARQUET_S3: FilesConfig,
+    DestinationKind.JSONL_S3: FilesConfig,
+}
 """The kinds that this version delivers to."""
+CREDENTIALS: dict[DestinationKind, tuple[frozenset[str], frozenset[str]]] = {
+    DestinationKind.ICEBERG_S3: (frozenset(), frozenset()),
+    DestinationKind.POSTGRES_REPLICA: (frozenset({"url"}), frozenset()),
+    DestinationKind.PARQUET_S3: (frozenset(), frozenset({"access_key_id", "secret_access_key", "session_token"})),
+    DestinationKind.JSONL_S3: (frozenset(), frozenset({"access_key_id", "secret_access_key", "session_token"})),
+}
+"""Keys of the credentials of each kind: those that must be there, and those that may."""
+COPYING = (DestinationKind.POSTGRES_REPLICA, DestinationKind.PARQUET_S3, DestinationKind.JSONL_S3)
+"""Kinds that are fed by deliveries of rows."""
+
+
+def parse_credentials(kind: DestinationKind, raw: Any) -> dict[str, str]:
+    """Check the credentials of a destination.
+
+    Raises:
+        ConfigError: not an object of texts, unknown or missing keys. No value is repeated in it.
+    """
+    must, may = CREDENTIALS[kind]
+    known = f"A JSON object with {', '.join(sorted(must | may)) or 'no keys'}."
+    if not isinstance(raw, dict) or not all(isinstance(v, str) and v for v in raw.values()):
+        raise ConfigError(f"the credentials of a {kind.value} destination are not an object of texts", known)
+    if odd := sorted(map(str, raw.keys() - must - may)):
+        raise ConfigError(f"the credentials of a {kind.value} destination have unknown keys: {', '.join(odd)}", known)
+    if missing := sorted(must - raw.keys()):
+        raise ConfigError(f"the credentials of a {kind.value} destination lack {', '.join(missing)}", known)
+    if ("access_key_id" in raw) != ("secret_access_key" in raw):
+        raise ConfigError("the credentials have only one of access_key_id and secret_access_key", known)
+    return dict(raw)
 
 
 def parse_kind(text: str) -> DestinationKind:
@@ -55,7 +131,8 @@ def parse_config(kind: DestinationKind, raw: dict[str, Any]) -> BaseModel:
     try:
         return CONFIGS[kind].model_validate(raw)
     except ValidationError as error:
-        known = ", ".join(CONFIGS[kind].model_fields) or "none"
+        fields = CONFIGS[kind].model_fields
+        known = ", ".join(field.alias or name for name, field in fields.items()) or "none"
         faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
         raise ConfigError(
             f"the config of a {kind.value} destination is not valid: " + "; ".join(faults), f"Its keys are: {known}."

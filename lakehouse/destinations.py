@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, delete, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from federation.config import parse_config, parse_kind
+from federation.config import COPYING, parse_config, parse_credentials, parse_kind
 from federation.kinds import DeliveryStatus, DestinationKind, DestinationStatus
+from federation.registry import target_of
 from lakehouse.control.models import DestinationTable, Lake, WarehouseDelivery, WarehouseDestination
 from lakehouse.control.store import ALL_TABLES, lake_target
+from lakehouse.secrets.keyring import destination_place
 from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
@@ -111,11 +113,13 @@ def add(
     tables: Sequence[str],
     cadence_seconds: int,
     table_cadences: Mapping[str, int],
+    credentials: Mapping[str, str] | None = None,
 ) -> Destination:
-    """Add a destination; it is active at once.
+    """Add a destination; it is active at once. One that is fed by deliveries is reached first, as a delivery would.
 
     Raises:
-        LakehouseError: an unknown kind, table, organization or key of the config, a name or target that is taken.
+        LakehouseError: an unknown kind, table, organization or key of the config or credentials, a name or target that
+            is taken, a target that is the hot database or the lake itself, is another's or does not answer.
     """
     from sqlalchemy.exc import IntegrityError
 
@@ -129,7 +133,12 @@ def add(
     if lake is None:
         raise LakehouseError(f"organization {organization!r} has no lake", "Run `lakehouse init` first.")
     identifier = uuid.uuid4()
-    target = lake_target(lake.warehouse, lake.namespace)
+    keys = parse_credentials(chosen, dict(credentials or {}))
+    if chosen in COPYING:
+        target = check_target(app, organization, chosen, config, keys)
+    else:
+        target = lake_target(lake.warehouse, lake.namespace)
+    sealed, version = app.vault.seal(keys, destination_place(organization, identifier)) if keys else (None, None)
     try:
         with app.engine.begin() as connection:
             connection.execute(
@@ -138,7 +147,9 @@ def add(
                     organization_id=organization,
                     kind=chosen.value,
                     name=name,
-                    config=parsed.model_dump(mode="json"),
+                    config=parsed.model_dump(mode="json", by_alias=True),
+                    encrypted_credentials=sealed,
+                    **({"token_key_version": version} if version else {}),
                     target=target,
                     enabled_tables=list(tables) or [ALL_TABLES],
                     cadence_seconds=cadence_seconds,
@@ -229,13 +240,65 @@ def remove(app: App, destination: Destination) -> None:
         )
 
 
+def check_target(
+    app: App, organization: str, kind: DestinationKind, config: Mapping[str, Any], credentials: Mapping[str, str]
+) -> str:
+    """What a destination that is fed by deliveries would write to, reached and found to be a place for it.
+
+    Raises:
+        LakehouseError: it lies in a lake or is the hot database, is another's, or does not answer.
+    """
+    from federation.files.adapter import FilesAdapter
+    from federation.postgres.adapter import PostgresAdapter
+    from lakehouse.deliver.targets import adapter_of
+
+    target = target_of(kind, config, credentials)
+    adapter = adapter_of(app, organization, kind, config, credentials)
+    try:
+        if isinstance(adapter, FilesAdapter):
+            place = f"{adapter.config.location}/"
+            with app.engine.connect() as connection:
+                warehouses = set(connection.scalars(select(Lake.warehouse))) | {app.address.warehouse}
+            for warehouse in sorted(warehouses):
+                if place.startswith(f"{warehouse}/") or f"{warehouse}/".startswith(place):
+                    raise LakehouseError(
+                        f"{place} and the lake at {warehouse} lie in one another",
+                        "Give it a prefix of its own: maintenance removes from a lake what it does not know.",
+                    )
+        elif isinstance(adapter, PostgresAdapter):
+            with app.source.catalog() as catalog:
+                row = catalog.execute(
+                    "SELECT extract(epoch FROM pg_postmaster_start_time())::text, oid::text "
+                    "FROM pg_database WHERE datname = current_database()"
+                ).fetchone()
+            if adapter.identity() == row:
+                raise LakehouseError(
+                    "the replica is the hot database itself", "Give it a database of its own, on any server."
+                )
+        adapter.check()
+    finally:
+        adapter.close()
+    return target
+
+
 def reach(app: App, destination: Destination) -> dict[str, Any]:
     """Reach the destination as a delivery would: open it, check whose it is, write and delete an object.
 
     Raises:
         LakehouseError: what does not work, and what to do.
     """
-    assert destination.organization is not None  # noqa: S101 - only ICEBERG_S3 is delivered to
+    assert destination.organization is not None  # noqa: S101 - there are no vendor-wide ones yet
+    kind = DestinationKind(destination.kind)
+    if kind in COPYING:
+        from lakehouse.deliver.targets import adapter_of, credentials_of
+
+        keys = credentials_of(app, destination.id)
+        adapter = adapter_of(app, destination.organization, kind, destination.config, keys)
+        try:
+            adapter.check()
+        finally:
+            adapter.close()
+        return {"destination": str(destination.id), "target": destination.target, "well": True}
     lake = app.lake(destination.organization)
     lake.check()
     app.probe_storage(lake.address)

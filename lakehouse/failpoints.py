@@ -40,6 +40,8 @@ NAMES: dict[str, str] = {
     "maintain.merged": "a merged file is written, nothing refers to it",
     "maintain.before_commit": "merged files are written and compared, nothing is committed",
     "maintain.after_commit": "merged files are committed, nothing is measured",
+    "delivery.claimed": "a delivery is claimed, its destination was not asked",
+    "delivery.delivered": "the destination holds the range, nothing is acknowledged",
     "keys.row_rotated": "one stored credential is written under the new key, others are not",
 }
 """Every failpoint and what holds when it is passed. A name that is not here cannot be armed or passed."""

@@ -69,6 +69,7 @@ def demo(
 
 
 def _show(result: DemoReport) -> None:
+    from lakehouse.cli.deliver import parity_table
     from lakehouse.cli.read import comparison_table
     from lakehouse.demo.picture import fleet_table, picture
 
@@ -82,8 +83,13 @@ def _show(result: DemoReport) -> None:
     for comparison in result.equality:
         for difference in comparison.differences:
             stdout.print(f"{comparison.table}: {difference}", markup=False)
+    stdout.print()
+    stdout.print(parity_table(result.parity))
     stdout.print(
-        f"\nthe lake equals the hot database in {result.equal} of {len(result.equality)} tables; "
+        f"\nthe destinations equal the lake in {result.delivered} of {len(result.parity)} tables",
+    )
+    stdout.print(
+        f"the lake equals the hot database in {result.equal} of {len(result.equality)} tables; "
         f"{result.seconds['total']:.0f} s in all"
     )
 

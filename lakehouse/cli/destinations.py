@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -66,9 +67,12 @@ def list_(organization: Organization = None, as_json: JsonFlag = False) -> None:
 @destinations_app.command("add")
 def add(
     organization: Annotated[str, typer.Option("--organization", help="The organization (id or slug).")],
-    kind: Annotated[str, typer.Option("--kind", help="ICEBERG_S3.")],
+    kind: Annotated[str, typer.Option("--kind", help="ICEBERG_S3, POSTGRES_REPLICA, PARQUET_S3 or JSONL_S3.")],
     name: Annotated[str, typer.Option("--name", help="What people call it.")],
     config: Annotated[str, typer.Option("--config", help="A JSON object; its keys depend on the kind.")] = "{}",
+    credentials_file: Annotated[
+        Path | None, typer.Option("--credentials-file", help="JSON: url, or access_key_id and secret_access_key.")
+    ] = None,
     tables: Tables = None,
     cadence: Cadence = None,
     table_cadence: TableCadence = None,
@@ -95,8 +99,23 @@ def add(
         tables=tables or [],
         cadence_seconds=_cadence(cadence, "--cadence") if cadence else app.settings.schedule.cadence_seconds,
         table_cadences={t: s for t, s in _table_cadences(table_cadence).items() if s is not None},
+        credentials=_credentials(credentials_file) if credentials_file else None,
     )
     _show([made], as_json=as_json)
+
+
+def _credentials(file: Path) -> dict[str, str]:
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        # A JSON error quotes nothing of the file, but its position says enough.
+        at = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise LakehouseError(
+            f"--credentials-file {file}: cannot be read as JSON{at}", 'For example {"url": "postgresql://…"}.'
+        ) from None
+    if not isinstance(found, dict):
+        raise LakehouseError(f"--credentials-file {file}: is no JSON object", 'For example {"url": "postgresql://…"}.')
+    return found
 
 
 @destinations_app.command("edit")
@@ -137,6 +156,26 @@ def pause(destination: Name, organization: Organization = None) -> None:
 def resume(destination: Name, organization: Organization = None) -> None:
     """Go on where it stands."""
     _status(destination, organization, "active")
+
+
+@destinations_app.command("resync")
+def resync(
+    destination: Name,
+    organization: Organization = None,
+    tables: Tables = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Fill it anew from the lake's latest state: it was cleared, altered, or is an older copy.
+
+    Readers see what was there before or all of the new. Exit 1 if a table could not be filled.
+    """
+    from lakehouse import destinations as operations
+    from lakehouse.cli.deliver import show_delivered
+    from lakehouse.deliver.run import resync as fill
+
+    app = open_app()
+    found = operations.find(app, destination, _organization(app, organization))
+    show_delivered(fill(app, found, tables or list(app.contracts)), as_json=as_json)
 
 
 @destinations_app.command("remove")

@@ -11,7 +11,7 @@ import traceback
 
 import typer
 
-from lakehouse.cli import adopt, capture, demo, destinations, keys, lakes, maintain, prepare, read, run, setup
+from lakehouse.cli import adopt, capture, deliver, demo, destinations, keys, lakes, maintain, prepare, read, run, setup
 from lakehouse.observe.redact import redact
 from schemas.errors import LakehouseError
 
@@ -28,6 +28,7 @@ prepare.register(app)
 read.register(app)
 run.register(app)
 destinations.register(app)
+deliver.register(app)
 lakes.register(app)
 adopt.register(lakes.lake_app)
 maintain.register(app)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ class World:
     postgres: EmbeddedPostgres
     s3: EmbeddedS3
     hot_url: str
+    key: str = field(repr=False, default_factory=lambda: secrets.token_hex(32))
+    """Seals the destinations' credentials."""
 
     def variables(self) -> dict[str, str]:
         """The environment that points `lakehouse` (and nothing else) at this world."""
@@ -37,6 +40,9 @@ class World:
             "LAKEHOUSE_LAKE__S3__REGION": self.s3.region,
             "LAKEHOUSE_LAKE__S3__ACCESS_KEY_ID": self.s3.access_key,
             "LAKEHOUSE_LAKE__S3__SECRET_ACCESS_KEY": self.s3.secret_key,
+            "LAKEHOUSE_SECRETS__KEYS": json.dumps({"v1": f"hex:{self.key}"}),
+            # Destinations are tenants' as a rule, and none of theirs may be on this machine; the demo's are.
+            "LAKEHOUSE_EGRESS__ALLOW": json.dumps(["127.0.0.1", "localhost"]),
         }
 
     def settings(self, **changes: Any) -> Settings:

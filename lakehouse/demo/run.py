@@ -11,7 +11,9 @@ from typing import Any
 from lakehouse.app import App
 from lakehouse.backfill.run import BackfillResult, backfill_table
 from lakehouse.control.database import migrate
+from lakehouse.deliver.parity import Parity
 from lakehouse.demo.environment import World
+from lakehouse.demo.federation import add_destinations, bring_up, compare, settle
 from lakehouse.demo.fleet import FleetReport
 from lakehouse.demo.live import LiveWorkload
 from lakehouse.demo.seed import seed
@@ -59,6 +61,7 @@ class DemoReport:
     backfill: list[dict[str, Any]] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     equality: list[Comparison] = field(default_factory=list)
+    parity: list[Parity] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     fleet: FleetReport | None = None
@@ -69,7 +72,16 @@ class DemoReport:
 
     @property
     def proven(self) -> bool:
-        return bool(self.equality) and self.equal == len(self.equality)
+        return (
+            bool(self.equality and self.parity)
+            and self.equal == len(self.equality)
+            and self.delivered == len(self.parity)
+        )
+
+    @property
+    def delivered(self) -> int:
+        """Destinations' tables that show what the lake shows, and lack nothing of it."""
+        return sum(p.equal and not p.lag for p in self.parity)
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
@@ -88,6 +100,12 @@ class DemoReport:
                 }
                 for c in self.equality
             ],
+            "parity": [
+                {k: v for k, v in vars(p).items() if k not in ("differences", "error")}
+                | {"lag": p.lag, "error": str(p.error) if p.error else None}
+                for p in self.parity
+            ],
+            "destinations_equal": self.delivered,
             "tables_equal": self.equal,
             "tables": len(self.equality),
             "proven": self.proven,
@@ -123,6 +141,8 @@ def run_demo(world: World, options: DemoOptions, say: Say) -> DemoReport:
         workload.phase("backfill")
         _backfill(app, report, say)
         lap("backfill")
+        say(f"{bring_up(app)} first deliveries to a PostgreSQL replica, Parquet and JSON Lines")
+        lap("first deliveries")
         workload.phase("windows")
         _windows(app, report, options.seconds, say)
         report.workload = workload.finish()
@@ -145,6 +165,7 @@ def prepare(app: App, world: World, report: DemoReport, say: Say, lap: Laps) -> 
     report.labels = app.source.organizations()
     for organization in report.labels:
         app.enrol(organization)
+    add_destinations(app, world, next(iter(report.labels)))
     lap("init")
 
 
@@ -154,6 +175,10 @@ def prove(app: App, report: DemoReport, say: Say, lap: Laps) -> None:
     for contract in app.contracts.values():
         report.equality += verify_table(app, contract, list(report.labels))
     lap("verify")
+    say("what the lake has is delivered, and each destination is compared with the lake")
+    settle(app, 3 * app.settings.work.lease_seconds)
+    report.parity = compare(app)
+    lap("parity")
     report.seconds["total"] = round(sum(report.seconds.values()), 2)
 
 

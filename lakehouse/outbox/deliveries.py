@@ -53,11 +53,12 @@ def claim(
     tables: Sequence[str],
     limit: int = 1,
     early: bool = False,
+    destinations: Sequence[uuid.UUID] | None = None,
 ) -> list[ClaimedDelivery]:
     """Deliveries of these tables that are due, or whose worker's lease ran out; not those of paused destinations.
 
     A landing that is staged is finished although its lake was paused meanwhile.
-    `early`: those too whose retry is not due yet (somebody asked by hand).
+    `early`: those too whose retry is not due yet (somebody asked by hand). `destinations`: only of these.
     """
     now = func.clock_timestamp()
     waiting: ColumnElement[bool] = _D.status.in_(_WAITING)
@@ -79,6 +80,7 @@ def claim(
                 WarehouseDestination.kind == DestinationKind.ICEBERG_S3.value,
             ),
             _D.table_name.in_(tables),
+            *([_D.destination_id.in_(destinations)] if destinations is not None else []),
         )
         .subquery()
     )

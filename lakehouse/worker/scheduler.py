@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from lakehouse.deliver.plan import plan_deliveries
 from lakehouse.observe.events import describe
 from lakehouse.outbox import tasks
 from lakehouse.outbox.tasks import SCHEDULE
@@ -107,6 +108,7 @@ class Scheduler:
         tables = list(self.app.contracts)
         plan.plan_windows(self.app.engine, tables)
         plan.plan_backfills(self.app.engine, tables)
+        plan_deliveries(self.app.engine, tables)
 
     def _maintenance(self) -> None:
         plan.plan_maintenance(

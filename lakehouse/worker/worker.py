@@ -12,6 +12,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
+from federation.config import COPYING
 from federation.kinds import DestinationKind
 from lakehouse.backfill.run import BackfillResult, run_backfill
 from lakehouse.capture.source import SourceTableMissing
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from lakehouse.outbox.deliveries import ClaimedDelivery
     from lakehouse.outbox.tasks import ClaimedTask
 
-KINDS = (DestinationKind.ICEBERG_S3,)
+KINDS = (DestinationKind.ICEBERG_S3, *COPYING)
 LONG = (BACKFILL, MAINTAIN, PRUNE)
 """Kinds of task that may take long: one place is kept free of them where there is more than one."""
 NOT_THERE_SECONDS = 300.0
@@ -78,7 +79,10 @@ class Worker:
         known = list(self.app.contracts)
         claimed = deliveries.claim(self.app.engine, owner, work.lease_seconds, kinds=KINDS, tables=known)
         if claimed:
-            self._land(claimed)
+            if claimed[0].kind is DestinationKind.ICEBERG_S3:
+                self._land(claimed)
+            else:
+                self._deliver(claimed[0])
             return True
         kinds = [CAPTURE, *(LONG if self._may_take_long() else ())]
         task = tasks.claim(self.app.engine, owner, work.lease_seconds, kinds=kinds)
@@ -124,6 +128,14 @@ class Worker:
             land_claimed(self.app, contract, LakeTables(self.app, contract), claimed, result)
         except Exception as error:  # noqa: BLE001 - noted with the delivery by now; the worker goes on
             self._unexpected(f"landing:{contract.table}", error)
+
+    def _deliver(self, claimed: ClaimedDelivery) -> None:
+        from lakehouse.deliver.run import deliver_claimed
+
+        try:
+            deliver_claimed(self.app, claimed)
+        except Exception as error:  # noqa: BLE001 - noted with the delivery by now; the worker goes on
+            self._unexpected(f"delivery:{claimed.table}", error)
 
     def _backfill(self, task: ClaimedTask, table: str) -> None:
         contract = self.app.contracts[table]

@@ -27,6 +27,7 @@ def test_the_demo_proves_equality_under_a_live_workload(tmp_path: Path) -> None:
     assert "30 of 30 tables" in done.stdout
     figures = json.loads(report.read_text())
     assert (figures["tables_equal"], figures["tables"], figures["proven"]) == (30, 30, True)
+    assert figures["destinations_equal"] == 30 and all(p["lag"] == 0 for p in figures["parity"])
     for phase in ("backfill", "windows"):
         counts = figures["workload"][phase]
         assert all(counts[kind] > 0 for kind in ("inserts", "updates", "deletes", "rollbacks")), (phase, counts)

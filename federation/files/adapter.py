@@ -1,0 +1,268 @@
+"""Delivers plain files: one immutable file a step and date, then the manifest that makes them count.
+
+A range is cut into steps of at most `max_dates` dates, each with a manifest of its own, so what was done is not done
+again. A file's name is made of what it holds, so a step that is repeated after a crash puts the same file in the same
+place. The manifest is replaced only where it is still the one that was read: of two workers with one range the
+second finds it delivered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+from federation.config import FilesConfig
+from federation.files import manifest
+from federation.files.manifest import Entry, Manifest
+from federation.files.store import Found, RaceLostError, Store
+from federation.protocol import Delivery, DestinationError, GapError, Owner, RangeReader, Receipt
+from schemas.contract import Contract
+from schemas.lake_columns import SEQUENCE
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ATTEMPTS = 3
+_SPOOL_BYTES = 1024 * 1024
+"""In memory for each file that is being written; the rest of it lies in a temporary file."""
+FILE_ROWS = 1_000_000
+"""A date that has more latest rows is filled by several files."""
+_READ_BYTES = 1024 * 1024
+
+
+class Format(Protocol):
+    """How rows become a file."""
+
+    kind: str
+    suffix: str
+
+    def open(self, contract: Contract, file: BinaryIO) -> Writer:
+        """A writer of one file."""
+        ...
+
+
+class Writer(Protocol):
+    """One file being written."""
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        """Add rows of the lake's columns, in order of `_sequence`."""
+        ...
+
+    def close(self) -> None:
+        """End the file. What is below it stays open."""
+        ...
+
+
+class FilesAdapter:
+    """An open prefix. See `federation.protocol.Adapter`."""
+
+    def __init__(self, config: FilesConfig, form: Format, store: Store, owner: Owner) -> None:
+        self.config = config
+        self.form = form
+        self.store = store
+        self.owner = owner
+
+    def check(self) -> None:
+        """See `Adapter.check`."""
+        import io
+        import uuid
+
+        probe = f"_lakehouse/probe-{uuid.uuid4().hex}"
+        self.store.put(probe, io.BytesIO(b"{}"))
+        self.store.read_json(probe)
+        self.store.delete(probe)
+
+    def prepare(self, contract: Contract) -> None:
+        """See `Adapter.prepare`. An added column is there from the next file on; older ones read as null."""
+        found, held = self.manifest(contract)
+        if found is None or held.contract != contract.version:
+            try:
+                self._replace(contract, dataclasses.replace(held, contract=contract.version), found)
+            except RaceLostError:
+                # Whoever was first has made the same.
+                self.manifest(contract)
+
+    def standing(self, contract: Contract) -> int:
+        """See `Adapter.standing`."""
+        return self.manifest(contract)[1].sequence
+
+    def manifest(self, contract: Contract) -> tuple[Found | None, Manifest]:
+        """The manifest with what it was read as; an empty one where there is none.
+
+        Raises:
+            ForeignTargetError: it is another's.
+            DestinationError: it cannot be read.
+        """
+        name = manifest.name(contract, self.owner)
+        found = self.store.read_json(name)
+        if found is None:
+            return None, Manifest(self.form.kind, self.owner, contract.table, contract.version)
+        return found, manifest.read(found.value, self.form.kind, self.owner, contract, self.store.url(name))
+
+    def deliver(self, delivery: Delivery, rows: RangeReader) -> Receipt:
+        """See `Adapter.deliver`."""
+        contract = delivery.contract
+        written = size = 0
+        lost = 0
+        while True:
+            found, held = self.manifest(contract)
+            if held.sequence < delivery.after:
+                raise GapError(
+                    f"{self.store.url(manifest.name(contract, self.owner))}: stands at {held.sequence}, the delivery "
+                    f"begins after {delivery.after}: it was cleared, or is an older copy",
+                    "Run `lakehouse destinations resync` for it: it is filled again from the lake.",
+                )
+            if held.sequence >= delivery.upto:
+                return Receipt(held.sequence, written, size)
+            upto, entries = self._step(contract, held.sequence, delivery.upto, rows)
+            grown = dataclasses.replace(
+                held, sequence=upto, snapshot_id=delivery.snapshot_id, files=(*held.files, *entries)
+            )
+            try:
+                self._replace(contract, grown, found)
+            except RaceLostError:
+                lost += 1
+                if lost == ATTEMPTS:
+                    raise
+                continue
+            written += sum(e.rows for e in entries)
+            size += sum(e.bytes for e in entries)
+
+    def replace(self, contract: Contract, sequence: int, snapshot_id: int, rows: Iterator[pa.RecordBatch]) -> Receipt:
+        """See `Adapter.replace`. Files that no manifest names any more stay for readers that hold the old one."""
+        entries = list(self._days(contract, rows))
+        found, held = self.manifest(contract)
+        if held.sequence > sequence:
+            return Receipt(held.sequence, 0)
+        fresh = Manifest(
+            self.form.kind, self.owner, contract.table, contract.version, sequence, snapshot_id, tuple(entries)
+        )
+        self._replace(contract, fresh, found)
+        return Receipt(sequence, sum(e.rows for e in entries), sum(e.bytes for e in entries))
+
+    def _days(self, contract: Contract, rows: Iterator[pa.RecordBatch]) -> Iterator[Entry]:
+        """One file after another: rows come by event time."""
+        file: _Open | None = None
+        current: int | None = None
+        try:
+            for batch in rows:
+                begin = 0
+                for end, day in _runs(contract, batch):
+                    if file is not None and (day != current or file.rows >= FILE_ROWS):
+                        yield self._put(contract, current, file)
+                        file.close()
+                        file = None
+                    if file is None:
+                        file, current = _Open(self.form, contract), day
+                    file.write(batch.slice(begin, end - begin))
+                    begin = end
+            if file is not None:
+                yield self._put(contract, current, file)
+        finally:
+            if file is not None:
+                file.close()
+
+    def close(self) -> None:
+        """See `Adapter.close`."""
+        self.store.close()
+
+    def _replace(self, contract: Contract, value: Manifest, found: Found | None) -> None:
+        name = manifest.name(contract, self.owner)
+        try:
+            self.store.write_json(name, value.to_json(), instead_of=found)
+        except RaceLostError:
+            # It may have been this very one, whose answer was lost and which the client then sent again.
+            if self.manifest(contract)[1] != value:
+                raise
+        except DestinationError:
+            if self.manifest(contract)[1] != value:
+                raise
+
+    def _step(self, contract: Contract, after: int, upto: int, rows: RangeReader) -> tuple[int, list[Entry]]:
+        """Write the files of as many rows as have at most `max_dates` dates; the `_sequence` that they reach."""
+        files: dict[int | None, _Open] = {}
+        reached = upto
+        try:
+            for batch in rows(after, upto):
+                begin = 0
+                for end, day in _runs(contract, batch):
+                    if day not in files:
+                        if len(files) == self.config.max_dates:
+                            # Before this row: the next step begins with it.
+                            reached = int(batch.column(SEQUENCE)[begin].as_py()) - 1
+                            break
+                        files[day] = _Open(self.form, contract)
+                    files[day].write(batch.slice(begin, end - begin))
+                    begin = end
+                if reached != upto:
+                    break
+            return reached, [self._put(contract, day, file) for day, file in files.items()]
+        finally:
+            for file in files.values():
+                file.close()
+
+    def _put(self, contract: Contract, day: int | None, file: _Open) -> Entry:
+        digest, size = file.finish()
+        # A table without an event time has no dates: what was captured is one file a step.
+        text = None if day is None else (date(1970, 1, 1) + timedelta(days=day)).isoformat()
+        place = "" if text is None else f"date={text}/"
+        name = (
+            f"{manifest.folder(contract, self.owner)}/{place}"
+            f"{file.first:020d}-{file.last:020d}-{digest[:12]}{self.form.suffix}"
+        )
+        self.store.put(name, file.stream)
+        return Entry(self.store.url(name), text, file.rows, size, digest, file.first, file.last)
+
+
+class _Open:
+    """A file that is being written, in memory until it is large."""
+
+    def __init__(self, form: Format, contract: Contract) -> None:
+        self.stream: BinaryIO = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # type: ignore[assignment]  # noqa: SIM115 - closed by `close`
+        self._writer = form.open(contract, self.stream)
+        self.rows = 0
+        self.first = self.last = 0
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        if not rows.num_rows:
+            return
+        import pyarrow.compute as pc
+
+        numbers = pc.min_max(rows.column(SEQUENCE)).as_py()
+        self.first = min(self.first or numbers["min"], numbers["min"])
+        self.last = max(self.last, numbers["max"])
+        self.rows += rows.num_rows
+        self._writer.write(rows)
+
+    def finish(self) -> tuple[str, int]:
+        """End the file: SHA-256 in hex and bytes."""
+        self._writer.close()
+        self.stream.seek(0)
+        digest, size = hashlib.sha256(), 0
+        while data := self.stream.read(_READ_BYTES):
+            digest.update(data)
+            size += len(data)
+        self.stream.seek(0)
+        return digest.hexdigest(), size
+
+    def close(self) -> None:
+        # One that was broken off is ended too: its writer would end it later, into a stream that is closed.
+        self._writer.close()
+        self.stream.close()
+
+
+def _runs(contract: Contract, batch: pa.RecordBatch) -> Iterator[tuple[int, int | None]]:
+    """(end, day) of each run of rows of one day; the loop is over runs, not rows."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if contract.event_time is None:
+        yield batch.num_rows, None
+        return
+    days = batch.column(contract.event_time).cast(pa.date32(), safe=False).cast(pa.int32())
+    encoded = pc.run_end_encode(days)
+    yield from zip(encoded.run_ends.to_pylist(), encoded.values.to_pylist(), strict=True)

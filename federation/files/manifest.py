@@ -1,0 +1,99 @@
+"""The manifest of one table of one organization: which files count. What it does not name does not exist for a reader.
+
+`<table>/organization_id=<id>/_manifest.json`, an object that is replaced whole: a delivery's files become visible all
+at once, with the `_sequence` that they bring the table to. Every `path` is a whole address, so that any engine can be
+handed the list (docs/files.md shows DuckDB, Polars and Spark).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from federation.protocol import DestinationError, ForeignTargetError, Owner
+from schemas.contract import Contract
+from schemas.errors import Retry
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file: versions of one date (of the event time, UTC), `_sequence` from `first` to `last`."""
+
+    path: str
+    date: str | None
+    rows: int
+    bytes: int
+    sha256: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a table consists of at `sequence`."""
+
+    kind: str
+    owner: Owner
+    table: str
+    contract: str
+    sequence: int = 0
+    snapshot_id: int | None = None
+    files: tuple[Entry, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "kind": self.kind,
+            "installation": self.owner.installation,
+            "organization_id": self.owner.organization,
+            "table": self.table,
+            "contract": self.contract,
+            "sequence": self.sequence,
+            "snapshot_id": self.snapshot_id,
+            "files": [asdict(f) for f in self.files],
+        }
+
+
+def folder(contract: Contract, owner: Owner) -> str:
+    """Where a table's files lie below the destination's location."""
+    return f"{contract.table}/organization_id={quote(owner.organization, safe='')}"
+
+
+def name(contract: Contract, owner: Owner) -> str:
+    """The manifest's own name."""
+    return f"{folder(contract, owner)}/_manifest.json"
+
+
+def read(raw: dict[str, Any], kind: str, owner: Owner, contract: Contract, where: str) -> Manifest:
+    """A manifest as it was stored.
+
+    Raises:
+        ForeignTargetError: it is another's, or of another kind.
+        DestinationError: it is not one, or a newer program wrote it.
+    """
+    try:
+        if raw["format"] != FORMAT:
+            raise DestinationError(f"{where}: is of format {raw['format']}", "Upgrade.", retry=Retry.NEVER)
+        found = Manifest(
+            raw["kind"],
+            Owner(raw["installation"], raw["organization_id"]),
+            raw["table"],
+            raw["contract"],
+            int(raw["sequence"]),
+            raw["snapshot_id"],
+            tuple(Entry(**f) for f in raw["files"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DestinationError(
+            f"{where}: is no manifest of ours: {error!r}", "Somebody changed it; resync it.", retry=Retry.MANUAL
+        ) from None
+    if (found.kind, found.owner, found.table) != (kind, owner, contract.table):
+        raise ForeignTargetError(
+            f"{where}: belongs to {found.kind} {found.table} of organization {found.owner.organization}, "
+            f"installation {found.owner.installation}",
+            "Give each destination a prefix of its own. Nothing was written.",
+        )
+    return found

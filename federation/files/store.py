@@ -1,0 +1,163 @@
+"""A prefix of a bucket: objects put whole, and one that is replaced only by whoever read it last.
+
+S3 shows an object when it is complete and not before, so a file is there or not. `If-Match` and `If-None-Match` on a
+PUT fence two writers of one manifest. Source: docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-requests.html.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+from federation.protocol import DestinationError
+from schemas.errors import Retry
+
+_GONE = {"NoSuchKey", "404", "NotFound"}
+_LOST = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+_REFUSED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "NoSuchBucket",
+            "InvalidBucketName", "AuthorizationHeaderMalformed"}  # fmt: skip
+
+
+class RaceLostError(DestinationError):
+    """Somebody else replaced the object in between: nothing was written."""
+
+    retry = Retry.TIMED
+
+
+@dataclass(frozen=True)
+class Found:
+    """A JSON object as it was read."""
+
+    value: dict[str, Any]
+    etag: str
+
+
+class Store:
+    """Objects below `location` (s3://bucket/prefix). `storage`: pyiceberg's `s3.*` properties. Safe between threads."""
+
+    def __init__(self, location: str, storage: Mapping[str, str]) -> None:
+        import boto3
+        from botocore.config import Config
+
+        parts = urlsplit(location)
+        self.location = location
+        self.bucket = parts.netloc
+        self.prefix = parts.path.strip("/")
+        proxy = storage.get("s3.proxy-uri")
+        self._client = boto3.client(
+            "s3",
+            endpoint_url=storage.get("s3.endpoint"),
+            region_name=storage.get("s3.region"),
+            aws_access_key_id=storage.get("s3.access-key-id"),
+            aws_secret_access_key=storage.get("s3.secret-access-key"),
+            aws_session_token=storage.get("s3.session-token"),
+            config=Config(
+                connect_timeout=5,
+                read_timeout=60,
+                retries={"max_attempts": 3, "mode": "standard"},
+                proxies={"http": proxy, "https": proxy} if proxy else None,
+                s3={"addressing_style": "path" if storage.get("s3.endpoint") else "auto"},
+                # Stores that are not Amazon's know no checksum trailers.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        )
+
+    def url(self, name: str) -> str:
+        """The whole address of an object."""
+        return f"s3://{self.bucket}/{self._key(name)}"
+
+    def read_json(self, name: str) -> Found | None:
+        """The object and its etag; None where there is none.
+
+        Raises:
+            DestinationError: the storage does not answer or refuses, or the object is not JSON.
+        """
+        from botocore.exceptions import ClientError
+
+        with self._errors(name):
+            try:
+                answer = self._client.get_object(Bucket=self.bucket, Key=self._key(name))
+            except ClientError as error:
+                if _code(error) in _GONE:
+                    return None
+                raise
+            body = answer["Body"].read()
+        try:
+            return Found(json.loads(body), answer["ETag"])
+        except ValueError as error:
+            raise DestinationError(
+                f"{self.url(name)}: is not JSON: {error}", "Somebody changed it; resync it.", retry=Retry.MANUAL
+            ) from None
+
+    def write_json(self, name: str, value: Mapping[str, Any], *, instead_of: Found | None) -> None:
+        """Put the object where it is still the one that was read (or still none).
+
+        Raises:
+            RaceLostError: it is another by now.
+            DestinationError: the storage does not answer or refuses.
+        """
+        from botocore.exceptions import ClientError
+
+        condition: Any = {"IfNoneMatch": "*"} if instead_of is None else {"IfMatch": instead_of.etag}
+        body = json.dumps(value, indent=1, ensure_ascii=False).encode()
+        with self._errors(name):
+            try:
+                self._client.put_object(
+                    Bucket=self.bucket, Key=self._key(name), Body=body, ContentType="application/json", **condition
+                )
+            except ClientError as error:
+                if _code(error) in _LOST:
+                    raise RaceLostError(f"{self.url(name)}: another worker was first", "It is tried again.") from None
+                raise
+
+    def put(self, name: str, file: BinaryIO) -> None:
+        """Put a file whole, in parts where it is large.
+
+        Raises:
+            DestinationError: the storage does not answer or refuses.
+        """
+        with self._errors(name):
+            self._client.upload_fileobj(file, self.bucket, self._key(name))
+
+    def delete(self, name: str) -> None:
+        """Delete an object; one that is gone is well.
+
+        Raises:
+            DestinationError: the storage does not answer or refuses.
+        """
+        with self._errors(name):
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(name))
+
+    def close(self) -> None:
+        """Release connections."""
+        self._client.close()
+
+    def _key(self, name: str) -> str:
+        return f"{self.prefix}/{name}"
+
+    @contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        from boto3.exceptions import S3UploadFailedError
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (ClientError, BotoCoreError, S3UploadFailedError, OSError) as error:
+            code = _code(error) if isinstance(error, ClientError) else ""
+            refused = code in _REFUSED or any(word in str(error) for word in ("AccessDenied", "NoSuchBucket"))
+            raise DestinationError(
+                f"{self.url(name)}: {' '.join(str(error).split())[:300]}",
+                "Check bucket, region, endpoint and keys of the destination; it needs to read, write and delete there."
+                if refused
+                else "Nothing of it counts; it is tried again.",
+                retry=Retry.MANUAL if refused else Retry.TIMED,
+            ) from error
+
+
+def _code(error: Any) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))

@@ -1,0 +1,337 @@
+"""Delivers to a PostgreSQL replica: a range is one transaction, rows go in by binary COPY.
+
+The table's row in `_lakehouse` is locked first, so of two workers with one range the second finds it delivered. ADBC
+streams Arrow into a temporary table; one INSERT … ON CONFLICT merges it, and the `_sequence` moves with it. Killed
+anywhere, the server rolls back. The user needs CREATE on the schema (or on the database, to make it), nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from psycopg import sql
+
+from federation.config import PostgresReplicaConfig
+from federation.postgres.layout import MARKS, Layout, create_marks
+from federation.protocol import (
+    Content,
+    Delivery,
+    DestinationError,
+    ForeignTargetError,
+    GapError,
+    Owner,
+    RangeReader,
+    Receipt,
+)
+from schemas.contract import Contract
+from schemas.errors import Retry
+from schemas.lake_columns import arrow_schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from adbc_driver_postgresql.dbapi import Connection, Cursor
+
+BATCH = "_lakehouse_batch"
+_SESSION = (
+    "-csearch_path=pg_catalog,pg_temp -cTimeZone=UTC -cDateStyle=ISO,YMD -cextra_float_digits=1 -clock_timeout=10s"
+)
+_MISSING = {"3F000", "42P01", "42703"}
+_REFUSED = {"28000", "28P01", "42501", "3D000"}
+
+
+class PostgresAdapter:
+    """An open replica. See `federation.protocol.Adapter`."""
+
+    def __init__(self, config: PostgresReplicaConfig, url: str, owner: Owner, where: str) -> None:
+        """`url` is what libpq is given; `where` names the server in errors, without credentials."""
+        self.config = config
+        self.owner = owner
+        self.where = f"{where}, schema {config.schema_name}"
+        self._url = url
+        self._open: Connection | None = None
+
+    def layout(self, contract: Contract) -> Layout:
+        """The names and statements of a table."""
+        return Layout(contract, self.config.schema_name, self.config.history)
+
+    def check(self) -> None:
+        """See `Adapter.check`."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT has_database_privilege(current_database(), 'CREATE') "
+                "OR coalesce(has_schema_privilege(to_regnamespace($1), 'CREATE'), false)",
+                (_quoted(self.config.schema_name),),
+            )
+            if cursor.fetchone() != (True,):
+                raise DestinationError(
+                    f"{self.where}: its user may make no tables there",
+                    f"GRANT CREATE ON DATABASE, or make the schema {self.config.schema_name} and GRANT CREATE ON it.",
+                    retry=Retry.MANUAL,
+                )
+            self._check_owner(cursor)
+
+    def identity(self) -> tuple[str, str]:
+        """When the server was started, and the database's oid: what tells two databases apart."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT extract(epoch FROM pg_postmaster_start_time())::text, oid::text "
+                "FROM pg_database WHERE datname = current_database()"
+            )
+            row = cursor.fetchone()
+        return str(row[0]), str(row[1])
+
+    def prepare(self, contract: Contract) -> None:
+        """See `Adapter.prepare`."""
+        layout = self.layout(contract)
+        with self._transaction() as cursor:
+            # Two workers that make the same things at once would disturb each other.
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", (f"lakehouse {layout.schema}",))
+            cursor.execute("SELECT to_regnamespace($1) IS NULL", (_quoted(layout.schema),))
+            if cursor.fetchone() == (True,):
+                self._run(cursor, sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(layout.schema)))
+            self._check_owner(cursor)
+            for statement in create_marks(layout.schema):
+                self._run(cursor, statement)
+            cursor.execute(
+                sql.SQL("SELECT contract FROM {} WHERE table_name = $1").format(layout.marks).as_string(None),
+                (contract.table,),
+            )
+            row = cursor.fetchone()
+            if row is None:
+                self._refuse_strangers(cursor, layout)
+            if row is not None and row[0] == contract.version:
+                return
+            for statement in layout.create():
+                self._run(cursor, statement)
+            cursor.execute(
+                sql.SQL(
+                    "INSERT INTO {} (table_name, installation, organization, contract) VALUES ($1, $2, $3, $4) "
+                    "ON CONFLICT (table_name) DO UPDATE SET contract = excluded.contract"
+                )
+                .format(layout.marks)
+                .as_string(None),
+                (contract.table, self.owner.installation, self.owner.organization, contract.version),
+            )
+
+    def standing(self, contract: Contract) -> int:
+        """See `Adapter.standing`."""
+        with self._transaction() as cursor:
+            if not self._check_owner(cursor):
+                return 0
+            found = self._standing(cursor, self.layout(contract), lock=False)
+        return found or 0
+
+    def deliver(self, delivery: Delivery, rows: RangeReader) -> Receipt:
+        """See `Adapter.deliver`."""
+        layout = self.layout(delivery.contract)
+        with self._transaction() as cursor:
+            self._check_owner(cursor)
+            stands = self._standing(cursor, layout, lock=True)
+            if stands is None or stands < delivery.after:
+                raise GapError(
+                    f"{self.where}: {delivery.contract.table} stands at {stands or 0}, the delivery begins after "
+                    f"{delivery.after}: it was cleared, or is an older copy",
+                    "Run `lakehouse destinations resync` for it: it is filled again from the lake.",
+                )
+            if stands >= delivery.upto:
+                return Receipt(stands, 0)
+            count = self._load(cursor, delivery.contract, rows(stands, delivery.upto))
+            if layout.history:
+                self._run(cursor, layout.remember(BATCH))
+            self._run(cursor, layout.merge(BATCH))
+            self._stand(cursor, layout, delivery.upto, delivery.snapshot_id)
+        return Receipt(delivery.upto, count)
+
+    def replace(self, contract: Contract, sequence: int, snapshot_id: int, rows: Iterator[pa.RecordBatch]) -> Receipt:
+        """See `Adapter.replace`. One transaction: readers are not held up. A history keeps what it has."""
+        layout = self.layout(contract)
+        self.prepare(contract)
+        with self._transaction() as cursor:
+            self._check_owner(cursor)
+            for statement in layout.create():
+                self._run(cursor, statement)
+            stands = self._standing(cursor, layout, lock=True)
+            if stands is not None and stands > sequence:
+                return Receipt(stands, 0)
+            count = self._load(cursor, contract, rows)
+            if layout.history:
+                self._run(cursor, layout.remember(BATCH))
+            # Not TRUNCATE, which would hold up every reader until the end.
+            self._run(cursor, sql.SQL("DELETE FROM {}").format(layout.versions))
+            self._run(cursor, layout.merge(BATCH))
+            self._stand(cursor, layout, sequence, snapshot_id)
+        return Receipt(sequence, count)
+
+    def content(self, contract: Contract) -> Content:
+        """What the view shows, hashed by the server, in one snapshot with the `_sequence` that it stands at.
+
+        Raises:
+            DestinationError: it cannot be asked.
+        """
+        layout = self.layout(contract)
+        with self._transaction(repeatable=True) as cursor:
+            self._check_owner(cursor)
+            stands = self._standing(cursor, layout, lock=False)
+            self._run(cursor, layout.content())
+            rows, digest = cursor.fetchone()
+        return Content(stands or 0, int(rows), int(digest))
+
+    @contextmanager
+    def hashes(self, contract: Contract) -> Iterator[pa.RecordBatchReader]:
+        """Identity and canonical hash (`_hash`) of every row that the view shows.
+
+        Raises:
+            DestinationError: it cannot be asked.
+        """
+        with self._transaction(repeatable=True) as cursor:
+            self._run(cursor, self.layout(contract).hashes())
+            yield cursor.fetch_record_batch()
+
+    def texts(self, contract: Contract, hashes: list[str]) -> list[tuple[Any, ...]]:
+        """Canonical text of the identity, then of each column by id, of rows with these hashes.
+
+        Raises:
+            DestinationError: it cannot be asked.
+        """
+        listed = "{" + ",".join(hashes) + "}"
+        query = self.layout(contract).texts().as_string(None).replace("ANY($1)", f"ANY('{listed}'::text[])")
+        with self._transaction() as cursor:
+            cursor.execute(query)
+            found: list[tuple[Any, ...]] = cursor.fetchall()
+        return found
+
+    def close(self) -> None:
+        """See `Adapter.close`."""
+        from adbc_driver_manager import Error
+
+        if self._open is not None:
+            with suppress(Error):
+                self._open.close()
+            self._open = None
+
+    @contextmanager
+    def _transaction(self, *, repeatable: bool = False) -> Iterator[Cursor]:
+        from adbc_driver_manager import Error
+        from adbc_driver_postgresql import dbapi
+
+        try:
+            if self._open is None:
+                self._open = dbapi.connect(self._url, autocommit=False)
+            connection = self._open
+            with connection.cursor() as cursor:
+                if repeatable:
+                    cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                try:
+                    yield cursor
+                except BaseException:
+                    with suppress(Error):
+                        connection.rollback()
+                    raise
+                connection.commit()
+        except (Error, OSError) as error:
+            # What broke may be the connection: the next transaction opens one anew.
+            self.close()
+            raise self._fault(error) from error
+
+    def _fault(self, error: Exception) -> DestinationError:
+        state = str(getattr(error, "sqlstate", "") or "")
+        text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+        if state in _REFUSED or "authentication failed" in text:
+            return DestinationError(
+                f"{self.where}: refused: {text}",
+                "Check user, password and rights of the replica; it needs CREATE on its schema.",
+                retry=Retry.MANUAL,
+            )
+        if state in _MISSING:
+            return DestinationError(
+                f"{self.where}: something is missing there: {text}",
+                "Somebody removed or changed a table of the replica. Run `lakehouse destinations resync` for it.",
+                retry=Retry.MANUAL,
+            )
+        if state[:2] in ("22", "42", "23"):
+            return DestinationError(f"{self.where}: {text}", "This is a fault of the program's.", retry=Retry.MANUAL)
+        return DestinationError(f"{self.where}: {text}", "Nothing was delivered; it is tried again.", retry=Retry.TIMED)
+
+    def _check_owner(self, cursor: Cursor) -> bool:
+        """True where the schema has marks, and they are ours; False where it has none.
+
+        Raises:
+            ForeignTargetError: they are another's.
+        """
+        name = f"{_quoted(self.config.schema_name)}.{_quoted(MARKS)}"
+        cursor.execute("SELECT to_regclass($1) IS NULL", (name,))
+        if cursor.fetchone() == (True,):
+            return False
+        cursor.execute(f"SELECT DISTINCT installation, organization FROM {name}")
+        for installation, organization in cursor.fetchall():
+            if (installation, organization) != (self.owner.installation, self.owner.organization):
+                raise ForeignTargetError(
+                    f"{self.where}: belongs to organization {organization} of installation {installation}",
+                    "Give each organization a schema of its own. Nothing was written.",
+                )
+        return True
+
+    def _refuse_strangers(self, cursor: Cursor, layout: Layout) -> None:
+        names = [
+            layout.versions_name,
+            layout.contract.table,
+            *([f"{layout.contract.table}_history"] if layout.history else []),
+        ]
+        for name in names:
+            cursor.execute("SELECT to_regclass($1) IS NULL", (f"{_quoted(layout.schema)}.{_quoted(name)}",))
+            if cursor.fetchone() != (True,):
+                raise ForeignTargetError(
+                    f"{self.where}: {name} is there already and bears no mark of ours",
+                    "Choose another schema, or remove it. Nothing was written.",
+                )
+
+    def _load(self, cursor: Cursor, contract: Contract, rows: Iterator[pa.RecordBatch]) -> int:
+        """Stream rows into the temporary table `BATCH` by binary COPY; how many."""
+        import pyarrow as pa
+
+        schema = pa.schema([f.remove_metadata() for f in arrow_schema(contract)])
+        reader = pa.RecordBatchReader.from_batches(schema, (_plain(b, schema) for b in rows))
+        return int(cursor.adbc_ingest(BATCH, reader, mode="create", temporary=True))
+
+    def _stand(self, cursor: Cursor, layout: Layout, sequence: int, snapshot_id: int) -> None:
+        """The table is complete to this `_sequence`; the batch is done with."""
+        statement = sql.SQL(
+            "UPDATE {} SET sequence = $2, snapshot_id = $3, delivered_at = clock_timestamp() WHERE table_name = $1"
+        ).format(layout.marks)
+        cursor.execute(statement.as_string(None), (layout.contract.table, sequence, snapshot_id))
+        self._run(cursor, sql.SQL("DROP TABLE {}").format(sql.Identifier("pg_temp", BATCH)))
+
+    def _standing(self, cursor: Cursor, layout: Layout, *, lock: bool) -> int | None:
+        query = sql.SQL("SELECT sequence FROM {} WHERE table_name = $1{}").format(
+            layout.marks, sql.SQL(" FOR UPDATE" if lock else "")
+        )
+        cursor.execute(query.as_string(None), (layout.contract.table,))
+        row = cursor.fetchone()
+        return int(row[0]) if row is not None else None
+
+    def _run(self, cursor: Cursor, statement: sql.Composable) -> None:
+        cursor.execute(statement.as_string(None))
+
+
+def connection_url(url: str, *, application: str = "lakehouse replica", **more: str) -> str:
+    """A URL for libpq with our session's settings; `more` adds parameters (`hostaddr`)."""
+    from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query)) | {"application_name": application, "options": _SESSION, **more}
+    query.setdefault("connect_timeout", "10")
+    # libpq decodes %20 but not +.
+    return urlunsplit(parts._replace(query=urlencode(query).replace("+", "%20")))
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _plain(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    columns = [batch.column(f.name).cast(f.type) for f in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -1,0 +1,232 @@
+"""What the replica's schema holds, as SQL: the only place that knows its names and types.
+
+In the destination's schema, for each table of the lake:
+
+- `_<table>`: the newest version of each identity, deletes too (a physical delete would let a late row bring the old
+  one back). Keyed by the lake's identity, event time and key.
+- `<table>`: the view of the latest state, in native types (jsonb, arrays, timestamptz).
+- `<table>_history`, on request: every version, keyed by `_sequence`.
+- `_lakehouse`: one row a table: whose it is, and the `_sequence` that it is complete to.
+
+Views only ever gain columns at their end, so that what others built on them survives a change of contract.
+Source: postgresql.org/docs/current/sql-createview.html, "CREATE OR REPLACE VIEW".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from federation.config import IDENTIFIER_BYTES
+from federation.protocol import DIGITS, DestinationError
+from schemas.canonical import postgres_field_text, postgres_hash
+from schemas.contract import Column, Contract
+from schemas.errors import Retry
+from schemas.lake_columns import DELETE, LAKE_COLUMNS, OP, SEQUENCE, lake_fields, required_columns
+from schemas.types import LogicalType
+
+MARKS = "_lakehouse"
+_TYPES = {
+    "string": "text",
+    "boolean": "boolean",
+    "integer": "integer",
+    "long": "bigint",
+    "double": "double precision",
+    "date": "date",
+    "timestamptz": "timestamp with time zone",
+    "json": "jsonb",
+    "binary": "bytea",
+}
+
+
+def native_type(column: Column) -> str:
+    """The type of a column in the replica. JSON keeps the source's own: json text survives only as json."""
+    if column.type.name == "list":
+        return f"{_TYPES[LogicalType(column.type.element).name]}[]"
+    if column.type.name == "decimal":
+        return f"numeric({column.type.precision},{column.type.scale})"
+    if column.type.name == "json" and column.source_type == "json":
+        return "json"
+    return _TYPES[column.type.name]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The names and statements of one table in one schema."""
+
+    contract: Contract
+    schema: str
+    history: bool
+
+    def __post_init__(self) -> None:
+        for name in (self.versions_name, f"{self.contract.table}_history", *(c.name for c in self.contract.columns)):
+            if len(name.encode()) > IDENTIFIER_BYTES:
+                raise DestinationError(
+                    f"{self.contract.table}: the name {name} has more than {IDENTIFIER_BYTES} bytes",
+                    "PostgreSQL would cut it. Leave the table out of this destination (--table).",
+                    retry=Retry.NEVER,
+                )
+
+    @property
+    def versions_name(self) -> str:
+        return f"_{self.contract.table}"
+
+    @property
+    def versions(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, self.versions_name)
+
+    @property
+    def view(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, self.contract.table)
+
+    @property
+    def history_table(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, f"{self.contract.table}_history")
+
+    @property
+    def marks(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, MARKS)
+
+    @property
+    def fields(self) -> tuple[Column, ...]:
+        return lake_fields(self.contract)
+
+    def create(self) -> Iterator[sql.Composable]:
+        """Statements that make a table's objects, each idempotent; columns that came later are added."""
+        required = required_columns(self.contract)
+        columns = sql.SQL(", ").join(
+            sql.SQL("{} {}{}").format(
+                sql.Identifier(c.name),
+                sql.SQL(native_type(c)),
+                sql.SQL(" NOT NULL" if c.name in required else ""),
+            )
+            for c in self.fields
+        )
+        identity = _names(self.contract.identity)
+        yield sql.SQL("CREATE TABLE IF NOT EXISTS {} ({}, PRIMARY KEY ({}))").format(self.versions, columns, identity)
+        tables = [self.versions]
+        if self.history:
+            tables.append(self.history_table)
+            yield sql.SQL("CREATE TABLE IF NOT EXISTS {} ({}, PRIMARY KEY ({}))").format(
+                self.history_table, columns, sql.Identifier(SEQUENCE)
+            )
+        for table in tables:
+            for c in self.fields:
+                if c.since.split(".")[1] != "0":
+                    yield sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}").format(
+                        table, sql.Identifier(c.name), sql.SQL(native_type(c))
+                    )
+        if self.contract.event_time:
+            # The key begins with the event time where there is one; by the key alone people look things up.
+            yield sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} ({})").format(
+                sql.Identifier(_short(f"{self.versions_name}_key")), self.versions, _names(self.contract.primary_key)
+            )
+        yield sql.SQL("CREATE OR REPLACE VIEW {} AS SELECT {} FROM {} WHERE {} <> {}").format(
+            self.view,
+            _names(tuple(c.name for c in self.shown)),
+            self.versions,
+            sql.Identifier(OP),
+            sql.Literal(DELETE),
+        )
+        described = sql.Literal(f"{self.contract.title}: the latest state. {self.contract.description}")
+        yield sql.SQL("COMMENT ON VIEW {} IS {}").format(self.view, described)
+        for c in self.shown:
+            yield sql.SQL("COMMENT ON COLUMN {}.{} IS {}").format(
+                self.view, sql.Identifier(c.name), sql.Literal(c.description)
+            )
+
+    @property
+    def shown(self) -> Sequence[Column]:
+        """The view's columns: the contract's by id, with the lake's own after those of the first version."""
+        own = [c for c in LAKE_COLUMNS if c.name in (SEQUENCE, "_captured_at")]
+        columns = sorted(self.contract.columns, key=lambda c: c.id)
+        first = [c for c in columns if c.since.split(".")[1] == "0"]
+        return [*first, *own, *(c for c in columns if c not in first)]
+
+    def merge(self, batch: str) -> sql.Composed:
+        """Put the newest version of each identity of the batch over an older one; a newer one stays."""
+        names = [c.name for c in self.fields]
+        changed = [n for n in names if n not in self.contract.identity]
+        return sql.SQL(
+            "INSERT INTO {versions} AS held ({names}) SELECT DISTINCT ON ({identity}) {values} FROM {batch} "
+            "ORDER BY {identity}, {sequence} DESC ON CONFLICT ({identity}) DO UPDATE SET {changes} "
+            "WHERE excluded.{sequence} > held.{sequence}"
+        ).format(
+            versions=self.versions,
+            names=_names(names),
+            values=self._values(),
+            identity=_names(self.contract.identity),
+            batch=sql.Identifier(batch),
+            sequence=sql.Identifier(SEQUENCE),
+            changes=sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in changed),
+        )
+
+    def remember(self, batch: str) -> sql.Composed:
+        """Add every version of the batch to the history."""
+        return sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} ON CONFLICT DO NOTHING").format(
+            self.history_table, _names([c.name for c in self.fields]), self._values(), sql.Identifier(batch)
+        )
+
+    def content(self) -> sql.Composed:
+        """Rows and digest of what the view shows."""
+        hashed = postgres_hash(self.contract, columns_source=False, alias="v")
+        return sql.SQL(
+            "SELECT count(*), coalesce(sum(('x' || substr(h, 1, {})) ::bit({})::bigint), 0)::text "
+            "FROM (SELECT {} AS h FROM {} AS v) AS s"
+        ).format(sql.Literal(DIGITS), sql.SQL(str(4 * DIGITS)), sql.SQL(hashed), self.view)
+
+    def hashes(self) -> sql.Composed:
+        """Identity and canonical hash of every row that the view shows."""
+        hashed = postgres_hash(self.contract, columns_source=False, alias="v")
+        return sql.SQL("SELECT {}, {} AS _hash FROM {} AS v").format(
+            _names(self.contract.identity), sql.SQL(hashed), self.view
+        )
+
+    def texts(self) -> sql.Composed:
+        """The canonical text of the identity, then of each column by id, of rows whose hash is one of a list ($1)."""
+        contract = self.contract
+        hashed = postgres_hash(contract, columns_source=False, alias="v")
+        columns = sorted(contract.columns, key=lambda c: c.id)
+        identity = [contract[n] for n in contract.identity]
+        return sql.SQL("SELECT {}, {} FROM {} AS v WHERE {} = ANY($1)").format(
+            sql.SQL(", ").join(sql.SQL(postgres_field_text(c, columns_source=False, alias="v")) for c in identity),
+            sql.SQL(", ").join(sql.SQL(postgres_field_text(c, columns_source=False, alias="v")) for c in columns),
+            self.view,
+            sql.SQL(hashed),
+        )
+
+    def _values(self) -> sql.Composed:
+        # Arrow brings JSON as text and decimals without their scale.
+        return sql.SQL(", ").join(
+            sql.SQL("{}::{}").format(sql.Identifier(c.name), sql.SQL(native_type(c)))
+            if c.type.name in ("json", "decimal") or c.type.element == "json"
+            else sql.Identifier(c.name)
+            for c in self.fields
+        )
+
+
+def create_marks(schema: str) -> Iterator[sql.Composable]:
+    """Statements that make the table of marks."""
+    yield sql.SQL(
+        "CREATE TABLE IF NOT EXISTS {} (table_name text PRIMARY KEY, installation text NOT NULL, organization text NOT "
+        "NULL, contract text NOT NULL, sequence bigint NOT NULL DEFAULT 0, snapshot_id bigint, "
+        "delivered_at timestamptz)"
+    ).format(sql.Identifier(schema, MARKS))
+    yield sql.SQL("COMMENT ON TABLE {} IS {}").format(
+        sql.Identifier(schema, MARKS),
+        sql.Literal("Whose rows these tables hold, and the _sequence that each is complete to. Not to be changed."),
+    )
+
+
+def _names(names: Sequence[str]) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, names))
+
+
+def _short(name: str) -> str:
+    import hashlib
+
+    if len(name.encode()) <= IDENTIFIER_BYTES:
+        return name
+    return f"{name[:40]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"

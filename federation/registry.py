@@ -1,0 +1,69 @@
+"""Opens a destination's adapter by its kind; what it needs is loaded then and not before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from federation.config import FilesConfig, PostgresReplicaConfig, parse_config
+from federation.kinds import DestinationKind
+from federation.protocol import Adapter, DestinationError, Owner
+from schemas.errors import Retry
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a target is reached, decided by whoever checks where tenants may lead us. Never printed.
+
+    `storage`: pyiceberg's `s3.*` properties, with the proxy. `address`: the checked address of a database's host.
+    """
+
+    storage: Mapping[str, str] = field(default_factory=dict, repr=False)
+    address: str | None = None
+
+
+def open_adapter(
+    kind: DestinationKind, config: Mapping[str, Any], credentials: Mapping[str, str], owner: Owner, way: Way
+) -> Adapter:
+    """The adapter of one destination; nothing is connected to yet.
+
+    Raises:
+        ConfigError: the stored config is not valid.
+        DestinationError: this kind is not fed by deliveries.
+    """
+    parsed = parse_config(kind, dict(config))
+    if isinstance(parsed, PostgresReplicaConfig):
+        from federation.postgres.adapter import PostgresAdapter, connection_url
+
+        parts = urlsplit(credentials["url"])
+        more = {"hostaddr": way.address} if way.address else {}
+        where = f"replica {parts.hostname}:{parts.port or 5432}{parts.path}"
+        return PostgresAdapter(parsed, connection_url(credentials["url"], **more), owner, where)
+    if isinstance(parsed, FilesConfig):
+        from federation.files.adapter import FilesAdapter
+        from federation.files.jsonl import JsonlFormat
+        from federation.files.parquet import ParquetFormat
+        from federation.files.store import Store
+
+        form = ParquetFormat() if kind is DestinationKind.PARQUET_S3 else JsonlFormat()
+        return FilesAdapter(parsed, form, Store(parsed.location, way.storage), owner)
+    raise DestinationError(f"{kind.value} is not fed by deliveries", retry=Retry.NEVER)
+
+
+def target_of(kind: DestinationKind, config: Mapping[str, Any], credentials: Mapping[str, str]) -> str:
+    """What a destination writes to, in one spelling and without secrets.
+
+    Raises:
+        ConfigError: the config is not valid.
+    """
+    parsed = parse_config(kind, dict(config))
+    if isinstance(parsed, PostgresReplicaConfig):
+        parts = urlsplit(credentials["url"])
+        host = (parts.hostname or "localhost").lower().rstrip(".")
+        return f"postgresql://{host}:{parts.port or 5432}{parts.path or '/'}/{parsed.schema_name}"
+    if isinstance(parsed, FilesConfig):
+        endpoint = urlsplit(parsed.endpoint).netloc.lower() if parsed.endpoint else ""
+        return f"{parsed.location}/" + (f" at {endpoint}" if endpoint else "")
+    raise DestinationError(f"{kind.value} has no target of its own", retry=Retry.NEVER)

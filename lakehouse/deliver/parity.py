@@ -1,0 +1,341 @@
+"""Proof that a destination shows what the lake shows, at the `_sequence` that it stands at.
+
+Each side computes, where it is, the number of rows of the latest state and the sum of the first 60 bits of every row's
+canonical hash: the replica in SQL, files by DuckDB over exactly the files that their manifest names, the lake by DuckDB
+over its own. Where these differ, keys and hashes are compared one by one, and the differing columns are named.
+
+JSON Lines print JSON without the source's spaces and trailing zeros when they are read again, so there both sides are
+compared by JSON as DuckDB prints it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from catalog.lake import LakeAddress
+from federation.config import COPYING
+from federation.files.adapter import FilesAdapter
+from federation.files.manifest import Manifest
+from federation.kinds import DestinationKind
+from federation.postgres.adapter import PostgresAdapter
+from federation.protocol import DIGITS, Content
+from lakehouse.deliver.ranges import check_reaches, open_lake_table
+from lakehouse.deliver.targets import adapter_of, credentials_of, way_to
+from lakehouse.duck import connect, literal, plain_path, quoted
+from schemas.canonical import duckdb_field_text, duckdb_hash
+from schemas.contract import Column, Contract
+from schemas.errors import LakehouseError, Retry
+from schemas.lake_columns import DELETE, OP, SEQUENCE, arrow_schema, lake_fields
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from lakehouse.app import App
+    from lakehouse.destinations import Destination
+
+HASH = "_hash"
+LIMIT = 20
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One identity that both sides do not show alike. `kind`: missing (not there), extra (not in the lake), content."""
+
+    key: dict[str, str]
+    kind: str
+    columns: tuple[str, ...] = ()
+
+
+@dataclass
+class Parity:
+    """One destination and table beside the lake. `lag`: numbers of `_sequence` that it has not got yet."""
+
+    destination: str
+    name: str
+    kind: str
+    organization: str
+    table: str
+    sequence: int = 0
+    lake_sequence: int = 0
+    rows: int = 0
+    lake_rows: int = 0
+    digest: str = ""
+    differences: list[Difference] = field(default_factory=list)
+    equal: bool = False
+    error: LakehouseError | None = None
+
+    @property
+    def lag(self) -> int:
+        return self.lake_sequence - self.sequence
+
+
+class _There(Protocol):
+    def content(self) -> Content: ...
+
+    def load(self, duck: duckdb.DuckDBPyConnection) -> None:
+        """Make the temporary table `there`: identity and hash of every row that it shows."""
+        ...
+
+    def texts(self, duck: duckdb.DuckDBPyConnection, hashes: list[str]) -> list[tuple[Any, ...]]:
+        """Rows with these hashes: canonical text of the identity, then of each column by id."""
+        ...
+
+
+def parity(
+    app: App, destinations: Sequence[Destination], tables: Sequence[str], *, limit: int = LIMIT
+) -> Iterator[Parity]:
+    """Compare each destination and table that something was delivered to, one after another."""
+    for destination in destinations:
+        kind = DestinationKind(destination.kind)
+        if kind not in COPYING or destination.organization is None:
+            continue
+        for table in tables:
+            if "*" in destination.tables or table in destination.tables:
+                yield _one(app, destination, kind, app.contract(table), limit)
+
+
+def _one(app: App, destination: Destination, kind: DestinationKind, contract: Contract, limit: int) -> Parity:
+    assert destination.organization is not None  # noqa: S101 - asked by `parity`
+    result = Parity(str(destination.id), destination.name, kind.value, destination.organization, contract.table)
+    try:
+        lake = open_lake_table(app, contract, destination.organization)
+        result.lake_sequence = lake.sequence
+        with _open(app, destination, kind, contract) as (there, addresses, loosely):
+            content = there.content()
+            result.sequence, result.rows = content.sequence, content.rows
+            check_reaches(lake.table, lake.sequence, content.sequence)
+            with connect([*app.addresses_of([destination.organization]), *addresses]) as duck:
+                ours = _Relation(contract, lake.relation, content.sequence, loosely)
+                mine = ours.content(duck)
+                result.lake_rows, result.digest = mine.rows, f"{mine.digest:x}"
+                result.equal = (content.rows, content.digest) == (mine.rows, mine.digest)
+                if not result.equal:
+                    result.differences = _differences(duck, contract, ours, there, limit)
+    except LakehouseError as error:
+        result.error = error
+    return result
+
+
+@contextmanager
+def _open(
+    app: App, destination: Destination, kind: DestinationKind, contract: Contract
+) -> Iterator[tuple[_There, list[LakeAddress], bool]]:
+    """What is there, the addresses that DuckDB needs for it, and whether JSON is compared as DuckDB prints it."""
+    assert destination.organization is not None  # noqa: S101 - asked by `parity`
+    credentials = credentials_of(app, destination.id)
+    adapter = adapter_of(app, destination.organization, kind, destination.config, credentials)
+    try:
+        if isinstance(adapter, PostgresAdapter):
+            yield _Replica(contract, adapter), [], False
+        elif isinstance(adapter, FilesAdapter):
+            way = way_to(app, destination.organization, adapter.config, credentials)
+            address = LakeAddress("files", "files", "", adapter.config.location, dict(way.storage))
+            loosely = kind is DestinationKind.JSONL_S3
+            _, manifest = adapter.manifest(contract)
+            with connect([address]) as duck:
+                yield _Files(contract, manifest, loosely, duck), [address], loosely
+        else:
+            raise LakehouseError(f"{kind.value}: cannot be compared", retry=Retry.NEVER)
+    finally:
+        adapter.close()
+
+
+class _Relation:
+    """The latest state that a relation with the lake's columns shows at a `_sequence`."""
+
+    def __init__(self, contract: Contract, relation: str, sequence: int, loosely: bool) -> None:
+        self.contract = contract
+        self.sequence = sequence
+        order = ", ".join(quoted(n) for n in contract.identity)
+        replaced = [
+            f"json({quoted(c.name)})::VARCHAR AS {quoted(c.name)}"
+            for c in contract.columns
+            if loosely and c.type.name == "json"
+        ]
+        columns = "*" + (f" REPLACE ({', '.join(replaced)})" if replaced else "")
+        self.latest = (
+            f"SELECT {columns} FROM {relation} WHERE {SEQUENCE} <= {int(sequence)} "
+            f"QUALIFY row_number() OVER (PARTITION BY {order} ORDER BY {SEQUENCE} DESC) = 1 AND {OP} <> '{DELETE}'"
+        )
+
+    def content(self, duck: duckdb.DuckDBPyConnection) -> Content:
+        ((rows, digest),) = duck.execute(
+            f"SELECT count(*), coalesce(sum(('0x' || substr(h, 1, {DIGITS}))::BIGINT), 0)::HUGEINT "
+            f"FROM (SELECT {duckdb_hash(self.contract)} AS h FROM ({self.latest}))"
+        ).fetchall()
+        return Content(self.sequence, int(rows), int(digest))
+
+    def load(self, duck: duckdb.DuckDBPyConnection, name: str) -> None:
+        identity = ", ".join(quoted(n) for n in self.contract.identity)
+        duck.execute(
+            f"CREATE OR REPLACE TEMP TABLE {name} AS "
+            f"SELECT {identity}, {duckdb_hash(self.contract)} AS {HASH} FROM ({self.latest})"
+        )
+
+    def texts(self, duck: duckdb.DuckDBPyConnection, hashes: list[str]) -> list[tuple[Any, ...]]:
+        identity = ", ".join(duckdb_field_text(self.contract[n]) for n in self.contract.identity)
+        texts = ", ".join(duckdb_field_text(c) for c in by_id(self.contract))
+        return duck.execute(
+            f"SELECT {identity}, {texts} FROM ({self.latest}) WHERE list_contains($1, {duckdb_hash(self.contract)})",
+            [hashes],
+        ).fetchall()
+
+
+class _Replica:
+    def __init__(self, contract: Contract, adapter: PostgresAdapter) -> None:
+        self.contract = contract
+        self.adapter = adapter
+
+    def content(self) -> Content:
+        self.adapter.prepare(self.contract)
+        return self.adapter.content(self.contract)
+
+    def load(self, duck: duckdb.DuckDBPyConnection) -> None:
+        with self.adapter.hashes(self.contract) as reader:
+            duck.register("stream", reader)
+            duck.execute("CREATE OR REPLACE TEMP TABLE there AS SELECT * FROM stream")
+            duck.unregister("stream")
+
+    def texts(self, duck: duckdb.DuckDBPyConnection, hashes: list[str]) -> list[tuple[Any, ...]]:
+        del duck
+        return self.adapter.texts(self.contract, hashes)
+
+
+class _Files:
+    def __init__(self, contract: Contract, manifest: Manifest, loosely: bool, duck: duckdb.DuckDBPyConnection) -> None:
+        self.duck = duck
+        relation = jsonl_relation(contract, manifest) if loosely else parquet_relation(duck, contract, manifest)
+        self.relation = _Relation(contract, f"({relation})", manifest.sequence, loosely)
+
+    def content(self) -> Content:
+        with _readable():
+            return self.relation.content(self.duck)
+
+    def load(self, duck: duckdb.DuckDBPyConnection) -> None:
+        with _readable():
+            self.relation.load(self.duck, "mine")
+            duck.register("stream", self.duck.execute("SELECT * FROM mine").to_arrow_table())
+            duck.execute("CREATE OR REPLACE TEMP TABLE there AS SELECT * FROM stream")
+            duck.unregister("stream")
+
+    def texts(self, duck: duckdb.DuckDBPyConnection, hashes: list[str]) -> list[tuple[Any, ...]]:
+        del duck
+        with _readable():
+            return self.relation.texts(self.duck, hashes)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        raise LakehouseError(
+            f"the destination's files cannot be read: {str(error).splitlines()[0][:300]}",
+            "A file is gone or damaged: run `lakehouse destinations resync` for it.",
+            retry=Retry.MANUAL,
+        ) from error
+
+
+def parquet_relation(duck: duckdb.DuckDBPyConnection, contract: Contract, manifest: Manifest) -> str:
+    """SQL over the Parquet files that a manifest names; columns that came later are null in older files."""
+    duck.register("no_rows", arrow_schema(contract).empty_table())
+    if not manifest.files:
+        return "SELECT * FROM no_rows"
+    paths = ", ".join(literal(plain_path(f.path)) for f in manifest.files)
+    return (
+        "SELECT * FROM no_rows UNION ALL BY NAME "
+        f"SELECT * FROM read_parquet([{paths}], union_by_name = true, hive_partitioning = false)"
+    )
+
+
+def jsonl_relation(contract: Contract, manifest: Manifest) -> str:
+    """SQL over the JSON Lines that a manifest names, in the lake's types."""
+    fields = lake_fields(contract)
+    columns = ", ".join(f"{literal(c.name)}: {literal(_json_type(c))}" for c in fields)
+    shown = ", ".join(_from_json(c) for c in fields)
+    if not manifest.files:
+        nothing = ", ".join(f"NULL::{_duckdb_type(c)} AS {quoted(c.name)}" for c in fields)
+        return f"SELECT {nothing} WHERE false"
+    paths = ", ".join(literal(plain_path(f.path)) for f in manifest.files)
+    return (
+        f"SELECT {shown} FROM read_json([{paths}], format = 'newline_delimited', compression = 'gzip', "
+        f"columns = {{{columns}}}, hive_partitioning = false, maximum_object_size = {MOST_LINE_BYTES})"
+    )
+
+
+MOST_LINE_BYTES = 48 * 1024 * 1024
+"""DuckDB keeps twice this for each thread."""
+
+
+def _duckdb_type(column: Column) -> str:
+    kind = column.type
+    if kind.name == "decimal":
+        return f"DECIMAL({kind.precision},{kind.scale})"
+    simple = {
+        "string": "VARCHAR",
+        "json": "JSON",
+        "boolean": "BOOLEAN",
+        "integer": "INTEGER",
+        "long": "BIGINT",
+        "double": "DOUBLE",
+        "date": "DATE",
+        "timestamptz": "TIMESTAMPTZ",
+        "binary": "BLOB",
+    }
+    return f"{simple[kind.element]}[]" if kind.is_list else simple[kind.name]
+
+
+def _json_type(column: Column) -> str:
+    # As text: a double would lose digits of a decimal, and base64 is no blob.
+    return "VARCHAR" if column.type.name in ("decimal", "binary", "double") else _duckdb_type(column)
+
+
+def _from_json(column: Column) -> str:
+    name = quoted(column.name)
+    if column.type.name == "binary":
+        return f"from_base64({name}) AS {name}"
+    if column.type.name in ("decimal", "double"):
+        return f"{name}::{_duckdb_type(column)} AS {name}"
+    return name
+
+
+def by_id(contract: Contract) -> list[Column]:
+    """The columns in the order of the canonical text."""
+    return sorted(contract.columns, key=lambda c: c.id)
+
+
+def _differences(
+    duck: duckdb.DuckDBPyConnection, contract: Contract, ours: _Relation, there: _There, limit: int
+) -> list[Difference]:
+    ours.load(duck, "ours")
+    there.load(duck)
+    names = list(contract.identity)
+    join = " AND ".join(f"o.{quoted(n)} IS NOT DISTINCT FROM t.{quoted(n)}" for n in names)
+    both = ", ".join(f"coalesce(o.{quoted(n)}, t.{quoted(n)}) AS {quoted(n)}" for n in names)
+    shown = ", ".join(f"{quoted(n)}::VARCHAR" for n in names)
+    # By their canonical text: each driver makes an object of its own of one moment.
+    texts = ", ".join(duckdb_field_text(contract[n]) for n in names)
+    rows = duck.execute(
+        f"SELECT {shown}, {texts}, ours_hash, their_hash FROM (SELECT {both}, o.{HASH} AS ours_hash, "
+        f"t.{HASH} AS their_hash FROM ours o FULL JOIN there t ON {join} WHERE o.{HASH} IS DISTINCT FROM t.{HASH}) "
+        f"ORDER BY ALL LIMIT {int(limit)}"
+    ).fetchall()
+    width = len(names)
+    differing = [row for row in rows if None not in row[-2:]]
+    here: dict[tuple[str, ...], tuple[str, ...]] = {}
+    theirs: dict[tuple[str, ...], tuple[str, ...]] = {}
+    if differing:
+        here = {r[:width]: r[width:] for r in ours.texts(duck, [r[-2] for r in differing])}
+        theirs = {r[:width]: r[width:] for r in there.texts(duck, [r[-1] for r in differing])}
+    found = []
+    for row in rows:
+        key, identity = dict(zip(names, row[:width], strict=True)), row[width:-2]
+        kind = "missing" if row[-1] is None else "extra" if row[-2] is None else "content"
+        pairs = zip(by_id(contract), here.get(identity, ()), theirs.get(identity, ()), strict=False)
+        found.append(Difference(key, kind, tuple(c.name for c, a, b in pairs if a != b)))
+    return found

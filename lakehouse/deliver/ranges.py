@@ -1,0 +1,137 @@
+"""Reads a range of `_sequence` of a lake table, from whatever snapshot holds it, and the latest state as of one.
+
+By DuckDB over the lake's own files at one metadata file: a compaction that rewrote the files, or an expiry that removed
+the snapshots of the range's landings, changes nothing. Files whose statistics lie outside of the range are not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from catalog.tables import open_table
+from lakehouse.duck import connect, lake_relation, quoted
+from lakehouse.landing.cursor import read_cursor
+from lakehouse.landing.held import unreadable
+from schemas.contract import Contract
+from schemas.errors import LakehouseError, Retry
+from schemas.lake_columns import DELETE, OP, SEQUENCE, arrow_schema, lake_fields
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+    from pyiceberg.table import Table
+
+    from lakehouse.app import App
+
+BATCH_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class LakeTable:
+    """One table of one organization as it stands now."""
+
+    contract: Contract
+    organization: str
+    table: Table
+    sequence: int
+    snapshot_id: int
+
+    @property
+    def relation(self) -> str:
+        """SQL that reads its whole history, at this metadata file."""
+        return lake_relation(self.table.metadata_location)
+
+
+def open_lake_table(app: App, contract: Contract, organization: str, *, at_least: int = 0) -> LakeTable:
+    """The table, checked to be ours and to hold everything up to a `_sequence`.
+
+    Raises:
+        LakehouseError: it is not there, another's, or nothing was landed in it yet.
+    """
+    from pyiceberg.exceptions import NoSuchTableError
+
+    lake = app.lake(organization)
+    lake.check()
+    try:
+        table = open_table(lake, contract)
+    except NoSuchTableError as error:
+        raise LakehouseError(
+            f"{lake.namespace}.{contract.table}: not in the lake yet", "Run `lakehouse backfill`.", retry=Retry.TIMED
+        ) from error
+    cursor, snapshot = read_cursor(table), table.current_snapshot()
+    if cursor is None or snapshot is None or not cursor.complete:
+        raise LakehouseError(
+            f"{lake.namespace}.{contract.table}: holds no complete history yet",
+            "It is delivered when its backfill is done.",
+            retry=Retry.TIMED,
+        )
+    check_reaches(table, cursor.sequence, at_least)
+    return LakeTable(contract, organization, table, cursor.sequence, snapshot.snapshot_id)
+
+
+def check_reaches(table: Table, sequence: int, wanted: int) -> None:
+    """The lake holds what somebody has, or is to get.
+
+    Raises:
+        LakehouseError: it ends before that.
+    """
+    if sequence < wanted:
+        raise LakehouseError(
+            f"{'.'.join(table.name())}: the lake ends at {sequence}, and {wanted} was promised or delivered",
+            "The lake was replaced by an older one: see `lakehouse lake adopt`.",
+            retry=Retry.MANUAL,
+        )
+
+
+@contextmanager
+def range_reader(app: App, lake: LakeTable) -> Iterator[RangeOf]:
+    """Reads ranges of this table while the body runs."""
+    with connect(app.addresses_of([lake.organization])) as connection:
+        yield RangeOf(lake, connection)
+
+
+class RangeOf:
+    """See `federation.protocol.RangeReader`."""
+
+    def __init__(self, lake: LakeTable, connection: duckdb.DuckDBPyConnection) -> None:
+        self.lake = lake
+        self._connection = connection
+
+    def __call__(self, after: int, upto: int) -> Iterator[pa.RecordBatch]:
+        """Rows with `_sequence` in (after, upto], ordered by it.
+
+        Raises:
+            LakehouseError: the lake's files cannot be read.
+        """
+        yield from self._rows(f"WHERE {SEQUENCE} > {int(after)} AND {SEQUENCE} <= {int(upto)} ORDER BY {SEQUENCE}")
+
+    def latest(self) -> Iterator[pa.RecordBatch]:
+        """The latest state at `lake.sequence`, without what is deleted, ordered by event time.
+
+        Raises:
+            LakehouseError: the lake's files cannot be read.
+        """
+        identity = ", ".join(quoted(n) for n in self.lake.contract.identity)
+        yield from self._rows(
+            f"QUALIFY row_number() OVER (PARTITION BY {identity} ORDER BY {SEQUENCE} DESC) = 1 "
+            f"AND {OP} <> '{DELETE}' ORDER BY {identity}"
+        )
+
+    def _rows(self, rest: str) -> Iterator[pa.RecordBatch]:
+        import duckdb
+        import pyarrow as pa
+
+        lake = self.lake
+        schema = arrow_schema(lake.contract)
+        names = ", ".join(quoted(c.name) for c in lake_fields(lake.contract))
+        query = f"SELECT {names} FROM {lake.relation} {rest}"
+        try:
+            reader = self._connection.execute(query).to_arrow_reader(BATCH_ROWS)
+            for batch in reader:
+                columns = [batch.column(f.name).cast(f.type) for f in schema]
+                yield pa.RecordBatch.from_arrays(columns, schema=schema)
+        except duckdb.Error as error:
+            raise unreadable(lake.table, error) from error

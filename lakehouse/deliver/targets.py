@@ -1,0 +1,107 @@
+"""A destination's adapter, opened with its credentials, by a way that is checked.
+
+An endpoint or host that a tenant gave is resolved and checked as for lakes of their own: storage goes through the
+egress proxy, a database's address is pinned. A destination without keys of its own uses the lake's, and then may name
+no endpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from federation.config import COPYING, FilesConfig, parse_config, parse_credentials
+from federation.kinds import DestinationKind
+from federation.protocol import Adapter, DestinationError, Owner
+from federation.registry import Way, open_adapter
+from lakehouse.secrets.keyring import destination_place
+from schemas.errors import Retry
+
+if TYPE_CHECKING:
+    import uuid
+
+    from lakehouse.app import App
+
+
+def credentials_of(app: App, identifier: uuid.UUID) -> dict[str, str]:
+    """What is sealed in a destination's row; nothing where it has none.
+
+    Raises:
+        SecretError: its key is missing or wrong.
+    """
+    from sqlalchemy import select
+
+    from lakehouse.control.models import WarehouseDestination
+
+    table = WarehouseDestination
+    with app.engine.connect() as connection:
+        row = connection.execute(
+            select(table.organization_id, table.kind, table.encrypted_credentials, table.token_key_version).where(
+                table.id == identifier
+            )
+        ).one()
+    if row.encrypted_credentials is None:
+        return {}
+    place = destination_place(row.organization_id, identifier)
+    opened = json.loads(app.vault.open(row.encrypted_credentials, row.token_key_version, place))
+    return parse_credentials(DestinationKind(row.kind), opened)
+
+
+def way_to(app: App, organization: str, config: Any, credentials: Mapping[str, str]) -> Way:
+    """How the target is reached.
+
+    Raises:
+        EgressError: it leads where a tenant's must not.
+        DestinationError: an endpoint without keys of its own.
+    """
+    if isinstance(config, FilesConfig):
+        return Way(storage=_storage(app, organization, config, credentials))
+    url = credentials["url"]
+    parts = urlsplit(url)
+    if parts.scheme.split("+")[0] not in ("postgresql", "postgres") or not parts.hostname or "," in parts.netloc:
+        raise DestinationError(
+            "the replica's url must look like postgresql://user:password@host:5432/database", retry=Retry.NEVER
+        )
+    return Way(address=app.guard.resolve(parts.hostname, parts.port or 5432)[0])
+
+
+def _storage(app: App, organization: str, config: FilesConfig, credentials: Mapping[str, str]) -> dict[str, str]:
+    from catalog.lake import encode_organization
+
+    if not credentials:
+        if config.endpoint is not None:
+            raise DestinationError(
+                f"the endpoint {urlsplit(config.endpoint).hostname} needs keys of its own",
+                "Give --credentials-file: the operator's keys are not shown to another's endpoint.",
+                retry=Retry.NEVER,
+            )
+        # The operator's own storage: no proxy.
+        return dict(app.address.storage)
+    host, port = app.guard.check_url(config.endpoint) if config.endpoint else ("amazonaws.com", 443)
+    client = f"{encode_organization(organization)}.{urlsplit(config.location).netloc}"
+    storage = {
+        "s3.endpoint": config.endpoint,
+        "s3.region": config.region or ("us-east-1" if config.endpoint else app.address.storage.get("s3.region")),
+        "s3.access-key-id": credentials.get("access_key_id"),
+        "s3.secret-access-key": credentials.get("secret_access_key"),
+        "s3.session-token": credentials.get("session_token"),
+        "s3.proxy-uri": app.proxy.admit(client, [(host, port)]),
+    }
+    return {k: v for k, v in storage.items() if v}
+
+
+def adapter_of(
+    app: App, organization: str, kind: DestinationKind, raw: Mapping[str, Any], credentials: Mapping[str, str]
+) -> Adapter:
+    """The adapter of a destination of this organization.
+
+    Raises:
+        LakehouseError: its config is not valid, or it leads where it must not.
+    """
+    if kind not in COPYING:
+        raise DestinationError(f"{kind.value} is not fed by deliveries", retry=Retry.NEVER)
+    config = parse_config(kind, dict(raw))
+    owner = Owner(app.settings.installation, organization)
+    return open_adapter(kind, raw, credentials, owner, way_to(app, organization, config, credentials))

@@ -1,0 +1,424 @@
+"""One suite for every kind of destination: kind × case. A kind without a place, or a case that one skips, fails."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from federation.config import COPYING
+from federation.kinds import DeliveryStatus, DestinationKind
+from federation.protocol import Delivery, DestinationError, ForeignTargetError, GapError
+from lakehouse import destinations
+from lakehouse.deliver import run as deliver_run
+from lakehouse.deliver.parity import Parity, parity
+from lakehouse.deliver.ranges import open_lake_table, range_reader
+from lakehouse.deliver.run import deliver_now, resync
+from lakehouse.deliver.targets import adapter_of
+from lakehouse.destinations import Destination
+from lakehouse.embedded.postgres import EmbeddedPostgres
+from lakehouse.embedded.s3 import EmbeddedS3
+from lakehouse.maintenance.run import maintain_table
+from schemas.errors import LakehouseError, Retry
+from tests.conformance.places import Files, Place, Replica
+from tests.support import Lakehouse, host_tables, insert_events, s3_variables
+
+
+@dataclass
+class Stage:
+    """A lake with events of one organization, and a destination of the kind under test."""
+
+    house: Lakehouse
+    place: Place
+    destination: Destination
+
+    def deliver(self) -> list[LakehouseError]:
+        """Bring it up to date; the errors that were met."""
+        results = deliver_now(self.house.app, [self.destination], ["events"])
+        return [r.error for r in results if r.error is not None]
+
+    def delivered(self) -> None:
+        assert self.deliver() == []
+
+    def parity(self) -> Parity:
+        (found,) = parity(self.house.app, [self.destination], ["events"])
+        return found
+
+    def equal(self) -> None:
+        found = self.parity()
+        assert found.equal and found.lag == 0, (found, str(found.error))
+
+    def adapter(self, credentials: dict[str, str] | None = None) -> Any:
+        keys = self.place.credentials if credentials is None else credentials
+        return adapter_of(self.house.app, "org-a", self.place.kind, self.place.config, keys)
+
+    def pieces(self, *bounds: int) -> list[Delivery]:
+        contract = self.house.app.contract("events")
+        pairs = itertools.pairwise(bounds)
+        return [Delivery(f"d{a}", contract, a, b, 1) for a, b in pairs]
+
+
+@pytest.fixture
+def house(postgres_url: str, s3: EmbeddedS3, bucket: str) -> Iterator[Lakehouse]:
+    host_tables(postgres_url, ("org-a",))
+    lakehouse = Lakehouse(postgres_url, s3_variables(postgres_url, s3, bucket))
+    lakehouse.reopen(EGRESS__ALLOW='["127.0.0.1", "localhost"]', SECRETS__KEYS='{"v1": "hex:' + "ab" * 32 + '"}')
+    lakehouse.init()
+    with lakehouse.hot() as hot:
+        insert_events(hot, "org-a", 1, 6)
+        insert_events(hot, "org-a", 50, 2, day="2026-03-02")
+        insert_events(hot, "org-a", 60, 2, day="2026-03-03")
+    lakehouse.backfill("events")
+    yield lakehouse
+    lakehouse.close()
+
+
+@pytest.fixture
+def replica(postgres_server: EmbeddedPostgres) -> Iterator[Replica]:
+    tag = secrets.token_hex(4)
+    name, user = f"replica_{tag}", f"replicator_{tag}"
+    admin = postgres_server.create_database(name)
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'pass'").format(sql.Identifier(user)))
+        connection.execute(
+            sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(sql.Identifier(name), sql.Identifier(user))
+        )
+    parts = urlsplit(admin)
+    yield Replica(urlunsplit(parts._replace(netloc=f"{user}:pass@{parts.hostname}:{parts.port}")), admin)
+    postgres_server.drop_database(name)
+    with psycopg.connect(postgres_server.url(), autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(user)))
+
+
+@pytest.fixture
+def stage(kind: DestinationKind, house: Lakehouse, request: pytest.FixtureRequest) -> Stage:
+    place: Place
+    if kind is DestinationKind.POSTGRES_REPLICA:
+        place = request.getfixturevalue("replica")
+    else:
+        server = request.getfixturevalue("s3_server")
+        place = Files(server, server.create_bucket(f"files-{secrets.token_hex(4)}"), kind)
+    made = destinations.add(
+        house.app,
+        organization="org-a",
+        kind=kind.value,
+        name="there",
+        config=place.config,
+        tables=["events"],
+        cadence_seconds=900,
+        table_cadences={},
+        credentials=place.credentials,
+    )
+    return Stage(house, place, made)
+
+
+def first_delivery_creates_what_it_needs(stage: Stage) -> None:
+    stage.delivered()
+    assert len(stage.place.ids("events")) == 10
+    stage.equal()
+
+
+def repeated_delivery_changes_nothing(stage: Stage) -> None:
+    stage.delivered()
+    before = stage.place.stored()
+    adapter = stage.adapter()
+    contract = stage.house.app.contract("events")
+    with range_reader(stage.house.app, open_lake_table(stage.house.app, contract, "org-a")) as rows:
+        for piece in stage.pieces(0, 10):
+            assert adapter.deliver(piece, rows).rows == 0
+    adapter.close()
+    assert stage.place.stored() == before
+
+
+def lost_reply_is_settled(stage: Stage) -> None:
+    adapter = stage.adapter()
+    contract = stage.house.app.contract("events")
+    adapter.prepare(contract)
+    with range_reader(stage.house.app, open_lake_table(stage.house.app, contract, "org-a")) as rows:
+        # It took effect, and nobody knows: the outbox delivers the range once more.
+        adapter.deliver(stage.pieces(0, 10)[0], rows)
+    adapter.close()
+    stage.delivered()
+    stage.equal()
+
+
+def crash_between_effect_and_acknowledgement(stage: Stage) -> None:
+    done = stage.house.run("deliver", failpoints="delivery.delivered=kill", check=None)
+    assert done.returncode == -signal.SIGKILL, (done.stdout, done.stderr)
+    before = stage.place.stored()
+    with stage.house.app.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE warehouse_deliveries SET lease_expires_at = now() - interval '1 s'")
+    stage.delivered()
+    assert stage.place.stored() == before
+    stage.equal()
+
+
+def out_of_order_puts_no_older_version_over_a_newer(stage: Stage) -> None:
+    with stage.house.hot() as hot:
+        hot.execute("UPDATE ingested_events SET severity = 'HIGH' WHERE id = 'org-a-e1'")
+        stage.house.sync_ok("events")
+    contract = stage.house.app.contract("events")
+    adapter = stage.adapter()
+    adapter.prepare(contract)
+    with range_reader(stage.house.app, open_lake_table(stage.house.app, contract, "org-a")) as rows:
+        early, late = stage.pieces(0, 10, 11)
+        with pytest.raises(GapError):
+            adapter.deliver(late, rows)
+        adapter.deliver(early, rows)
+        adapter.deliver(late, rows)
+        adapter.deliver(early, rows)
+    adapter.close()
+    stage.delivered()
+    stage.equal()
+
+
+def deletes_show_as_deleted(stage: Stage) -> None:
+    stage.delivered()
+    with stage.house.hot() as hot:
+        hot.execute("DELETE FROM ingested_events WHERE id IN ('org-a-e1', 'org-a-e50')")
+        stage.house.sync_ok("events", reconcile=True)
+        stage.delivered()
+        assert len(stage.place.ids("events")) == 8
+        stage.equal()
+        insert_events(hot, "org-a", 1, 1)
+        stage.house.sync_ok("events", reconcile=True)
+    stage.delivered()
+    assert len(stage.place.ids("events")) == 9
+    stage.equal()
+
+
+def a_foreign_mark_is_refused(stage: Stage) -> None:
+    stage.delivered()
+    stage.place.take_mark("events")
+    before = stage.place.stored()
+    with stage.house.hot() as hot:
+        insert_events(hot, "org-a", 70, 1)
+    stage.house.sync_ok("events")
+    (error,) = stage.deliver()
+    assert isinstance(error, ForeignTargetError) and error.retry is Retry.NEVER and "org-z" in error.detail
+    assert stage.place.stored() == before
+
+
+def wrong_credentials_wait_for_a_person(stage: Stage) -> None:
+    adapter = stage.adapter(stage.place.wrong)
+    with pytest.raises(DestinationError) as caught:
+        adapter.check()
+    adapter.close()
+    assert caught.value.retry is Retry.MANUAL
+    assert "Canary" not in f"{caught.value} {caught.value.detail} {caught.value.hint}"
+
+
+def a_missing_grant_waits_for_a_person(stage: Stage) -> None:
+    stage.delivered()
+    with stage.house.hot() as hot:
+        insert_events(hot, "org-a", 70, 1)
+    stage.house.sync_ok("events")
+    allow = stage.place.deny()
+    (error,) = stage.deliver()
+    assert error.retry is Retry.MANUAL, error
+    allow()
+    assert stage.parity().equal, "what was there is there still"
+    stage.delivered()
+    stage.equal()
+
+
+def a_vanished_table_is_said(stage: Stage) -> None:
+    stage.delivered()
+    stage.place.vanish("events")
+    found = stage.parity()
+    assert not found.equal and found.error is not None and found.error.retry is Retry.MANUAL
+    assert "resync" in found.error.hint
+
+
+def a_cleared_target_is_a_gap(stage: Stage) -> None:
+    stage.delivered()
+    stage.place.clear()
+    with stage.house.hot() as hot:
+        insert_events(hot, "org-a", 70, 1)
+    stage.house.sync_ok("events")
+    (error,) = stage.deliver()
+    assert isinstance(error, GapError) and "resync" in error.hint
+
+
+def a_resync_fills_it_again(stage: Stage) -> None:
+    stage.delivered()
+    with stage.house.hot() as hot:
+        hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e2'")
+        insert_events(hot, "org-a", 70, 1)
+    stage.house.sync_ok("events", reconcile=True)
+    for harm in (lambda: stage.place.vanish("events"), lambda: alter(stage), stage.place.clear):
+        harm()
+        (result,) = resync(stage.house.app, stage.destination, ["events", "findings"])[:1]
+        assert result.error is None, result.error
+        assert len(stage.place.ids("events")) == 10
+        stage.equal()
+    stage.delivered()
+    with stage.house.hot() as hot:
+        insert_events(hot, "org-a", 80, 1)
+    stage.house.sync_ok("events")
+    stage.delivered()
+    stage.equal()
+
+
+def ranges_outlive_expiry_and_compaction(stage: Stage) -> None:
+    house = stage.house
+    stage.delivered()
+    with house.hot() as hot:
+        for number in range(4):
+            insert_events(hot, "org-a", 100 + number, 1)
+            house.sync_ok("events")
+    house.reopen(MAINTENANCE__KEEP_SNAPSHOTS="1", MAINTENANCE__KEEP_DAILY="0", MAINTENANCE__SETTLED_HOURS="0")
+    done = maintain_table(house.app, house.app.contract("events"), "org-a")
+    assert done.files_merged > 1 and not done.errors
+    maintain_table(house.app, house.app.contract("events"), "org-a")
+    assert len(house.lake_table("events", "org-a").snapshots()) == 1
+    stage.delivered()
+    assert len(stage.place.ids("events")) == 14
+    stage.equal()
+
+
+def small_steps_reach_the_same_end(stage: Stage) -> None:
+    deliver_now(stage.house.app, [stage.destination], ["events"], step=3)
+    stage.equal()
+    rows = destinations.deliveries(stage.house.app, destination=str(stage.destination.id), all_of_them=True)
+    ranges = sorted((r["sequence_after"], r["sequence_upto"]) for r in rows)
+    assert ranges == [(0, 3), (3, 6), (6, 9), (9, 10)]
+    assert {r["status"] for r in rows} == {DeliveryStatus.DELIVERED.value}
+
+
+def a_half_failed_delivery_is_finished(stage: Stage) -> None:
+    contract = stage.house.app.contract("events")
+    adapter = stage.adapter()
+    adapter.prepare(contract)
+    with range_reader(stage.house.app, open_lake_table(stage.house.app, contract, "org-a")) as rows:
+
+        def broken(after: int, upto: int) -> Iterator[Any]:
+            yield from itertools.islice(rows(after, upto), 1)
+            raise DestinationError("the storage broke off", retry=Retry.TIMED)
+
+        with pytest.raises(LakehouseError, match="broke off"):
+            adapter.deliver(stage.pieces(0, 10)[0], broken)
+        assert adapter.standing(contract) < 10
+    adapter.close()
+    found = stage.parity()
+    assert found.equal, "what there is of it is whole"
+    stage.delivered()
+    stage.equal()
+
+
+def two_workers_with_one_range(stage: Stage) -> None:
+    contract = stage.house.app.contract("events")
+    first, second = stage.adapter(), stage.adapter()
+    first.prepare(contract)
+    second.prepare(contract)
+    app = stage.house.app
+    with (
+        range_reader(app, open_lake_table(app, contract, "org-a")) as rows,
+        range_reader(app, open_lake_table(app, contract, "org-a")) as more,
+    ):
+        once: list[int] = []
+
+        def meanwhile(after: int, upto: int) -> Iterator[Any]:
+            if stage.place.kind is not DestinationKind.POSTGRES_REPLICA and not once:
+                once.append(first.deliver(stage.pieces(0, 10)[0], more).rows)
+            yield from rows(after, upto)
+
+        # The slower one has the shorter range: what it writes last must not take back what the faster one brought.
+        assert second.deliver(stage.pieces(0, 8)[0], meanwhile).sequence >= 8
+        if not once:
+            assert first.deliver(stage.pieces(0, 10)[0], more).rows == 2
+    first.close()
+    second.close()
+    assert len(stage.place.ids("events")) == 10
+    stage.equal()
+
+
+def one_altered_value_is_named(stage: Stage) -> None:
+    stage.delivered()
+    alter(stage)
+    found = stage.parity()
+    assert not found.equal
+    (difference,) = found.differences
+    assert (difference.key["id"], difference.kind, difference.columns) == ("org-a-e3", "content", ("severity",))
+    done = stage.house.run("parity", check=1)
+    assert "org-a-e3" in done.stdout and "severity" in done.stdout
+
+
+def alter(stage: Stage) -> None:
+    """Change one value of one row there, as somebody with the right tools would."""
+    place = stage.place
+    if isinstance(place, Replica):
+        with psycopg.connect(place.admin, autocommit=True) as connection:
+            name = sql.Identifier(place.schema, "_events")
+            connection.execute(sql.SQL("UPDATE {} SET severity = 'CRITICAL' WHERE id = 'org-a-e3'").format(name))
+        return
+    assert isinstance(place, Files)
+    import gzip
+
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    for file in place.manifest("events")["files"]:
+        key = file["path"].removeprefix(f"s3://{place.bucket}/")
+        body = place.stored()[key]
+        if place.kind is DestinationKind.JSONL_S3:
+            lines = gzip.decompress(body).decode().splitlines()
+            changed = [
+                line.replace('"severity":"INFO"', '"severity":"CRITICAL"') if '"org-a-e3"' in line else line
+                for line in lines
+            ]
+            if changed != lines:
+                place.put(key, gzip.compress(("\n".join(changed) + "\n").encode()))
+        else:
+            table = pq.read_table(pa.BufferReader(body))
+            mine = pc.equal(table["id"], "org-a-e3")
+            sink = pa.BufferOutputStream()
+            index = table.column_names.index("severity")
+            values = pc.if_else(mine, "CRITICAL", table["severity"])
+            pq.write_table(table.set_column(index, table.schema.field(index), values), sink)
+            place.put(key, sink.getvalue().to_pybytes())
+
+
+CASES: tuple[Callable[[Stage], None], ...] = (
+    first_delivery_creates_what_it_needs,
+    repeated_delivery_changes_nothing,
+    lost_reply_is_settled,
+    crash_between_effect_and_acknowledgement,
+    out_of_order_puts_no_older_version_over_a_newer,
+    deletes_show_as_deleted,
+    a_foreign_mark_is_refused,
+    wrong_credentials_wait_for_a_person,
+    a_missing_grant_waits_for_a_person,
+    a_vanished_table_is_said,
+    a_cleared_target_is_a_gap,
+    a_resync_fills_it_again,
+    ranges_outlive_expiry_and_compaction,
+    small_steps_reach_the_same_end,
+    a_half_failed_delivery_is_finished,
+    two_workers_with_one_range,
+    one_altered_value_is_named,
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("kind", COPYING, ids=lambda k: k.value)
+def test_conformance(stage: Stage, case: Callable[[Stage], None]) -> None:
+    assert stage.place.real
+    case(stage)
+
+
+def test_the_module_has_every_case() -> None:
+    names = {c.__name__ for c in CASES}
+    written = {n for n, f in globals().items() if callable(f) and getattr(f, "__module__", "") == __name__}
+    helpers = {"alter", "house", "replica", "stage", "Stage"} | {n for n in written if n.startswith("test_")}
+    assert written - helpers == names
+    assert deliver_run.COPYING == COPYING

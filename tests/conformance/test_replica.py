@@ -1,0 +1,147 @@
+"""What only a replica has: other people's objects, native types, late versions, a server that holds other things."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from federation.kinds import DestinationKind
+from federation.protocol import Delivery
+from lakehouse import destinations
+from lakehouse.deliver.ranges import open_lake_table, range_reader
+from schemas.errors import LakehouseError
+from tests.conformance.places import Replica
+from tests.conformance.test_destinations import Stage, house, replica, stage
+from tests.support import insert_events
+
+__all__ = ["house", "replica", "stage"]
+
+
+@pytest.fixture
+def kind() -> DestinationKind:
+    return DestinationKind.POSTGRES_REPLICA
+
+
+@pytest.fixture
+def there(stage: Stage) -> Iterator[psycopg.Connection[Any]]:
+    assert isinstance(stage.place, Replica)
+    with psycopg.connect(stage.place.admin, autocommit=True) as connection:
+        connection.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(stage.place.schema)))
+        yield connection
+
+
+def test_an_older_version_that_comes_late_changes_nothing(stage: Stage, there: psycopg.Connection[Any]) -> None:
+    stage.delivered()
+    with stage.house.hot() as hot:
+        hot.execute("UPDATE ingested_events SET severity = 'HIGH' WHERE id = 'org-a-e1'")
+        stage.house.sync_ok("events")
+        hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e2'")
+        stage.house.sync_ok("events", reconcile=True)
+    stage.delivered()
+    # Somebody set the mark back: all of the history is delivered once more, over what is newer.
+    there.execute("UPDATE _lakehouse SET sequence = 0")
+    contract = stage.house.app.contract("events")
+    adapter = stage.adapter()
+    with range_reader(stage.house.app, open_lake_table(stage.house.app, contract, "org-a")) as rows:
+        adapter.deliver(Delivery("late", contract, 0, 10, 1), rows)
+    adapter.close()
+    assert there.execute("SELECT severity FROM events WHERE id = 'org-a-e1'").fetchall() == [("HIGH",)]
+    assert there.execute("SELECT count(*) FROM events WHERE id = 'org-a-e2'").fetchall() == [(0,)]
+
+
+def test_types_are_native_and_described(stage: Stage, there: psycopg.Connection[Any]) -> None:
+    stage.delivered()
+    types = dict(
+        there.execute(
+            "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'events'::regclass"
+        ).fetchall()
+    )
+    assert types["payload"] == "jsonb" and types["occurred_at"] == "timestamp with time zone"
+    assert there.execute("SELECT payload->>'n' IS NOT NULL OR true FROM events LIMIT 1").fetchone() == (True,)
+    comment = there.execute("SELECT col_description('events'::regclass, 1)").fetchone()
+    assert comment is not None and comment[0]
+    assert there.execute("SELECT count(*) FROM events_history").fetchone() == (10,)
+
+
+def test_what_others_built_on_it_survives(stage: Stage, there: psycopg.Connection[Any]) -> None:
+    stage.delivered()
+    there.execute("CREATE VIEW mine AS SELECT severity, count(*) AS n FROM events GROUP BY 1")
+    there.execute("CREATE INDEX mine_index ON _events (severity)")
+    there.execute("UPDATE _lakehouse SET contract = '0.9'")
+    there.execute("ALTER TABLE _events ADD COLUMN theirs integer")
+    with stage.house.hot() as hot:
+        insert_events(hot, "org-a", 70, 1)
+    stage.house.sync_ok("events")
+    stage.delivered()
+    assert there.execute("SELECT sum(n) FROM mine").fetchone() == (11,)
+    assert there.execute("SELECT to_regclass('mine_index') IS NOT NULL").fetchone() == (True,)
+    stage.equal()
+
+
+def test_a_strangers_table_is_not_touched(stage: Stage, there: psycopg.Connection[Any]) -> None:
+    assert isinstance(stage.place, Replica)
+    there.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(stage.place.schema)))
+    user = stage.place.url.split("//")[1].split(":")[0]
+    there.execute(
+        sql.SQL("GRANT ALL ON SCHEMA {} TO {}").format(sql.Identifier(stage.place.schema), sql.Identifier(user))
+    )
+    there.execute("CREATE TABLE events (theirs text)")
+    (error,) = stage.deliver()
+    assert "bears no mark" in error.detail
+    assert there.execute("SELECT count(*) FROM events").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "schema: Field required"),
+        ({"schema": "x", "shema": "y"}, "shema: Extra inputs"),
+        ({"schema": "é" * 32}, "63 bytes"),
+        ({"schema": ""}, "63 bytes"),
+        ({"schema": "pg_catalog"}, "PostgreSQL's own"),
+        ({"location": "s3://b/p"}, "schema: Field required"),
+    ],
+)
+def test_a_config_that_is_refused(stage: Stage, config: dict[str, Any], message: str) -> None:
+    with pytest.raises(LakehouseError, match=message):
+        add(stage, config=config)
+
+
+def add(stage: Stage, **changes: Any) -> None:
+    given = {
+        "organization": "org-a",
+        "kind": "POSTGRES_REPLICA",
+        "name": "another",
+        "config": {"schema": "another"},
+        "tables": [],
+        "cadence_seconds": 900,
+        "table_cadences": {},
+        "credentials": stage.place.credentials,
+    }
+    destinations.add(stage.house.app, **(given | changes))
+
+
+def test_targets_that_are_refused(stage: Stage) -> None:
+    for changes, message in (
+        ({"config": stage.place.config}, "writes to .* already"),
+        ({"credentials": {"url": stage.house.hot_url}}, "the hot database itself"),
+        ({"credentials": {}}, "lack url"),
+        ({"credentials": {"url": "x", "password": "Canary"}}, "unknown keys: password"),
+        ({"credentials": {"url": "postgresql://u:Canary@10.0.0.1/x"}}, "must be public"),
+    ):
+        with pytest.raises(LakehouseError, match=message) as caught:
+            add(stage, **changes)
+        assert "Canary" not in str(caught.value)
+    for location, message in (
+        (stage.house.app.address.warehouse + "/org_x", "lie in one another"),
+        ("s3://b/../x", "must look like"),
+        ("s3://b", "must look like"),
+        ("https://b/x", "must look like"),
+    ):
+        with pytest.raises(LakehouseError, match=message):
+            add(stage, kind="PARQUET_S3", config={"location": location}, credentials={})
+    assert [d.name for d in destinations.destinations(stage.house.app)] == ["lake", "there"]

@@ -1,0 +1,74 @@
+"""Defects of what is delivered: order, marks, ranges, proof."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import mutant
+
+LAYOUT = "federation/postgres/layout.py"
+REPLICA = "federation/postgres/adapter.py"
+FILES = "federation/files/adapter.py"
+SUITE = "conformance/test_destinations.py::test_conformance"
+
+MUTANTS = (
+    mutant(
+        "older-over-newer",
+        LAYOUT,
+        '"WHERE excluded.{sequence} > held.{sequence}"',
+        '"WHERE excluded.{sequence} <> held.{sequence}"',
+        "conformance/test_replica.py::test_an_older_version_that_comes_late_changes_nothing",
+    ),
+    mutant(
+        "tombstone-physically-deleted",
+        REPLICA,
+        "            self._stand(cursor, layout, delivery.upto, delivery.snapshot_id)\n",
+        "            self._run(cursor, sql.SQL(\"DELETE FROM {} WHERE _op = 'delete'\").format(layout.versions))\n"
+        "            self._stand(cursor, layout, delivery.upto, delivery.snapshot_id)\n",
+        "conformance/test_replica.py::test_an_older_version_that_comes_late_changes_nothing",
+    ),
+    mutant(
+        "a-delivery-without-its-gap",
+        REPLICA,
+        "            if stands is None or stands < delivery.after:",
+        "            if stands is None:",
+        f"{SUITE}[POSTGRES_REPLICA-out_of_order_puts_no_older_version_over_a_newer]",
+    ),
+    mutant(
+        "a-manifest-that-anybody-replaces",
+        "federation/files/store.py",
+        '{"IfNoneMatch": "*"} if instead_of is None else {"IfMatch": instead_of.etag}',
+        "{}",
+        f"{SUITE}[PARQUET_S3-two_workers_with_one_range]",
+    ),
+    mutant(
+        "unmarked-target",
+        REPLICA,
+        "            if (installation, organization) != (self.owner.installation, self.owner.organization):",
+        "            if False:",
+        f"{SUITE}[POSTGRES_REPLICA-a_foreign_mark_is_refused]",
+    ),
+    mutant(
+        "unmarked-files",
+        "federation/files/manifest.py",
+        "    if (found.kind, found.owner, found.table) != (kind, owner, contract.table):",
+        "    if found.kind != kind:",
+        f"{SUITE}[JSONL_S3-a_foreign_mark_is_refused]",
+    ),
+    mutant(
+        "range-by-snapshot",
+        "lakehouse/deliver/ranges.py",
+        '        names = ", ".join(quoted(c.name) for c in lake_fields(lake.contract))\n',
+        '        names = ", ".join(quoted(c.name) for c in lake_fields(lake.contract))\n'
+        "        kept = {s.snapshot_id for s in lake.table.snapshots()}\n"
+        '        added = {int(e["snapshot_id"]) for e in lake.table.inspect.entries().to_pylist()}\n'
+        '        rest = rest if added <= kept else "WHERE false"\n',
+        f"{SUITE}[PARQUET_S3-ranges_outlive_expiry_and_compaction]",
+    ),
+    mutant(
+        "parity-of-counts",
+        "lakehouse/deliver/parity.py",
+        "                result.equal = (content.rows, content.digest) == (mine.rows, mine.digest)",
+        "                result.equal = content.rows == mine.rows",
+        f"{SUITE}[POSTGRES_REPLICA-one_altered_value_is_named]",
+        f"{SUITE}[JSONL_S3-one_altered_value_is_named]",
+    ),
+)
