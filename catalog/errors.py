@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -63,13 +64,12 @@ def lake_errors(where: str) -> Iterator[None]:
     """
     from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException, NoSuchTableError
     from pyiceberg.exceptions import ValidationError as IcebergValidationError
-    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
     except (LakehouseError, CommitFailedException, CommitStateUnknownException, NoSuchTableError):
         raise
-    except SQLAlchemyError as error:
+    except _catalog_database_errors() as error:
         raise CatalogError(
             f"{where}: the catalog's database fails: {_first_line(getattr(error, 'orig', None) or error)}",
             "Check LAKEHOUSE_LAKE__CATALOG__URI and that the database answers.",
@@ -83,6 +83,12 @@ def lake_errors(where: str) -> Iterator[None]:
             f"{where}: its metadata cannot be read: {type(error).__name__}: {_first_line(error)}",
             "A metadata or manifest file is damaged: bring it back from the bucket's versions. Nothing was written.",
         ) from error
+
+
+def _catalog_database_errors() -> tuple[type[Exception], ...]:
+    # A process that never loaded SQLAlchemy (it only writes files) meets none of its errors.
+    loaded = sys.modules.get("sqlalchemy.exc")
+    return (loaded.SQLAlchemyError,) if loaded is not None else ()
 
 
 def storage_error(where: str, error: OSError) -> StorageError:

@@ -19,6 +19,8 @@ def open_sql_catalog(address: LakeAddress, beside: Catalog | None = None) -> Cat
     """
     from pyiceberg.catalog.sql import SqlCatalog
 
+    from catalog.storage import FILE_IO
+
     if address.uri.startswith("sqlite:///"):
         Path(address.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     if address.warehouse.startswith("file:///"):
@@ -27,7 +29,7 @@ def open_sql_catalog(address: LakeAddress, beside: Catalog | None = None) -> Cat
         "uri": address.uri,
         "warehouse": address.warehouse,
         "pool_pre_ping": "true",
-        "py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO",
+        "py-io-impl": FILE_IO,
         **address.storage,
     }
     if isinstance(beside, SqlCatalog):

@@ -278,10 +278,11 @@ class App:
         from pyiceberg.io import load_file_io
 
         from catalog.errors import lake_errors
+        from catalog.storage import FILE_IO
 
         probed = address or self.address
         warehouse = probed.warehouse
-        io = load_file_io({"py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO", **probed.storage}, warehouse)
+        io = load_file_io({"py-io-impl": FILE_IO, **probed.storage}, warehouse)
         path = f"{warehouse}/.lakehouse-probe-{uuid.uuid4().hex}"
         with lake_errors(warehouse):
             with io.new_output(path).create() as stream:

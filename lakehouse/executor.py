@@ -28,12 +28,16 @@ class Executor(Protocol):
 class LocalProcesses:
     """A pool of processes on this machine. Its processes end when this one does, however it ends."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, *, prepare: Callable[[], None] | None = None) -> None:
+        """`prepare`: run in each process before there is work, so that loading libraries keeps nobody waiting."""
         self.workers = workers
         # spawn: a fork would copy threads' locks and open connections.
         self._pool = ProcessPoolExecutor(
             workers, mp_context=get_context("spawn"), initializer=_die_with, initargs=(os.getpid(),)
         )
+        if prepare is not None:
+            for _ in range(workers):
+                self._pool.submit(prepare)
 
     def submit(self, function: Callable[[T], R], task: T) -> Future[R]:
         """See `Executor.submit`."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
+
+_REQUEST = re.compile(rb"^(GET|HEAD|PUT|POST|DELETE) (\S+) HTTP/1\.1\r$", re.M)
 
 
 class S3Gate:
@@ -18,6 +21,8 @@ class S3Gate:
         self._upstream = (parts.hostname or "", parts.port or 80)
         self._answer: tuple[int, str] | None = None
         self._open: set[socket.socket] = set()
+        self.requests: list[str] = []
+        """`METHOD path` of every request that was let through."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True, name="s3 gate").start()
@@ -63,7 +68,7 @@ class S3Gate:
                     self._open.add(server)
                     back = threading.Thread(target=_pump, args=(server, connection), daemon=True, name="s3 gate")
                     back.start()
-                    _pump(connection, server)
+                    _pump(connection, server, self.requests)
                     back.join()
                     self._open.discard(server)
             finally:
@@ -85,9 +90,11 @@ class S3Gate:
             pass
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
+def _pump(source: socket.socket, target: socket.socket, requests: list[str] | None = None) -> None:
     with suppress(OSError):
         while data := source.recv(65536):
+            if requests is not None:
+                requests += [f"{m[1].decode()} {m[2].decode()}" for m in _REQUEST.finditer(data)]
             target.sendall(data)
     with suppress(OSError):
         target.shutdown(socket.SHUT_WR)

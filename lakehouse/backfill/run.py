@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from catalog.objects import ObjectWriter
 from lakehouse.app import App
 from lakehouse.backfill import record
 from lakehouse.backfill.ranges import estimated_rows, key_ranges
@@ -265,13 +266,13 @@ class _Run:
         if pending:
             # Whoever is not read by every range must not be landed as if it had been.
             record.leave_out(app.engine, state.id, set(state.organizations) - set(organizations))
-        locations = {o: tables(o).location() for o in organizations}
+        writers = _writers(app, tables, organizations) if pending else {}
         running: dict[Future[RangeResult], _Exported] = {}
         with _snapshots(app) as snapshots:
             while pending or running:
                 while pending and len(running) < self.executor.workers and not self.stopping():
                     exported = snapshots.current({e.name for e in running.values()})
-                    task = _task(app, contract, hot, state, pending.pop(0), organizations, locations, exported)
+                    task = _task(app, contract, hot, state, pending.pop(0), organizations, writers, exported)
                     running[self.executor.submit(read_range, task)] = exported
                 if not running:
                     return None
@@ -412,6 +413,12 @@ def _result(future: Future[RangeResult]) -> RangeResult:
         ) from error
 
 
+def _writers(app: App, tables: LakeTables, organizations: Iterable[str]) -> dict[str, ObjectWriter]:
+    from catalog.storage import object_writer
+
+    return {o: object_writer(dict(app.address_of(o).storage), tables(o).location()) for o in organizations}
+
+
 def _task(
     app: App,
     contract: Contract,
@@ -419,18 +426,17 @@ def _task(
     state: BackfillState,
     part: RangeState,
     organizations: tuple[str, ...],
-    locations: dict[str, str],
+    writers: dict[str, ObjectWriter],
     exported: _Exported,
 ) -> RangeTask:
     return RangeTask(
         settings=app.settings,
-        storages={o: dict(app.address_of(o).storage) for o in organizations},
+        writers=writers,
         contract=contract,
         backfill=str(state.id),
         number=part.number,
         bounds=part.bounds,
         organizations=organizations,
-        locations=locations,
         tenant_type=hot.columns[contract[contract.tenant].source].type,
         key_type=hot.columns[contract[contract.primary_key[0]].source].type,
         exported=exported.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
+from catalog.objects import ObjectWriter
 from lakehouse.backfill.ranges import Range, range_condition
 from lakehouse.capture.projection import Violation, select_list, to_lake
 from lakehouse.capture.source import Source
 from lakehouse.capture.xmin import stream, tenant_condition, transaction
+from lakehouse.control.database import ControlError
 from lakehouse.failpoints import failpoint
 from lakehouse.landing.parquet import StagedFile
 from lakehouse.landing.staging import Stager, Target
@@ -22,8 +25,8 @@ from schemas.contract import Contract
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import psycopg
     import pyarrow as pa
-    from sqlalchemy import Engine
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,13 @@ class RangeTask:
     """What a worker needs to read one range."""
 
     settings: Settings
-    storages: dict[str, dict[str, str]]
-    """By organization: each lake is written with its own keys."""
+    writers: dict[str, ObjectWriter]
+    """By organization: each lake is written in its own place, with its own keys."""
     contract: Contract
     backfill: str
     number: int
     bounds: Range
     organizations: tuple[str, ...]
-    locations: dict[str, str]
     tenant_type: str
     key_type: str
     exported: str
@@ -84,16 +86,18 @@ def read_range(task: RangeTask) -> RangeResult:
                 violations.setdefault(violation.organization, violation)
             yield batch
 
+    numbers = _Numbers(task.settings, task.backfill)
     stager = Stager(
         contract,
         functools.partial(_target, task),
-        functools.partial(_allocate, _engine(task.settings), task.backfill),
+        numbers.take,
         window=task.backfill,
         captured_at=task.captured_at,
-        chunk_bytes=task.settings.capture.chunk_bytes,
+        # The bound is the program's: its processes share it.
+        chunk_bytes=task.settings.capture.chunk_bytes // task.settings.backfill.workers,
         threads=max(1, task.settings.landing.threads // task.settings.backfill.workers),
     )
-    with source.reader() as reader, reader.cursor() as cursor, stager:
+    with contextlib.closing(numbers), source.reader() as reader, reader.cursor() as cursor, stager:
         with transaction(cursor, contract, snapshot=task.exported):
             total = stager.add(rows())
         shares = stager.finish()
@@ -108,39 +112,50 @@ def read_range(task: RangeTask) -> RangeResult:
 
 
 def _target(task: RangeTask, organization: str) -> Target:
-    from pyiceberg.io import load_file_io
-
-    location = task.locations[organization]
-    properties = {"py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO", **task.storages[organization]}
-    return Target(load_file_io(properties, location), location)
+    writer = task.writers[organization]
+    return Target(writer, writer.location)
 
 
-@functools.cache
-def _engine_for(url: str, schema: str) -> Engine:
-    from sqlalchemy import create_engine
-
-    from lakehouse.settings import sqlalchemy_url
-
-    return create_engine(
-        sqlalchemy_url(url),
-        connect_args={"options": f"-csearch_path={schema}", "application_name": "lakehouse backfill"},
-    )
+def prepare_process() -> None:
+    """Load what reading a range needs: while the program itself still looks what there is to read."""
+    import adbc_driver_postgresql.dbapi  # noqa: F401
+    import pyarrow.fs
+    import pyarrow.parquet  # noqa: F401
 
 
-def _engine(settings: Settings) -> Engine:
-    return _engine_for(settings.control_url, settings.control.schema_name)
+class _Numbers:
+    """Blocks of `_sequence` from the control tables; one row an organization is the counter.
 
+    Ranges in other processes take the numbers after these.
+    """
 
-def _allocate(engine: Any, backfill: str, organization: str, count: int) -> int:
-    from sqlalchemy import text
+    def __init__(self, settings: Settings, backfill: str) -> None:
+        self._settings = settings
+        self._backfill = backfill
+        self._connection: psycopg.Connection[Any] | None = None
 
-    # One row per organization is the counter: ranges in other processes take the numbers after these.
-    with engine.begin() as connection:
-        upper: int = connection.execute(
-            text(
-                "UPDATE backfill_sequences SET next_sequence = next_sequence + :n "
-                "WHERE backfill_id = CAST(:b AS uuid) AND organization_id = :o RETURNING next_sequence"
-            ),
-            {"n": count, "b": backfill, "o": organization},
-        ).scalar_one()
-    return upper - count
+    def take(self, organization: str, count: int) -> int:
+        """The first of `count` numbers."""
+        import psycopg
+
+        if self._connection is None:
+            self._connection = psycopg.connect(
+                self._settings.control_url,
+                autocommit=True,
+                options=f"-csearch_path={self._settings.control.schema_name}",
+                application_name="lakehouse backfill",
+                connect_timeout=10,
+            )
+        row = self._connection.execute(
+            "UPDATE backfill_sequences SET next_sequence = next_sequence + %s "
+            "WHERE backfill_id = %s::uuid AND organization_id = %s RETURNING next_sequence",
+            [count, self._backfill, organization],
+        ).fetchone()
+        if row is None:
+            raise ControlError(f"backfill {self._backfill} is not in the control tables any more")
+        upper: int = row[0]
+        return upper - count
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()

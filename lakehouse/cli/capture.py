@@ -17,6 +17,7 @@ from schemas.errors import LakehouseError
 if TYPE_CHECKING:
     from lakehouse.app import App
     from lakehouse.backfill.run import BackfillResult
+    from lakehouse.executor import Executor
     from lakehouse.result import TableResult
     from schemas.contract import Contract
 
@@ -128,50 +129,13 @@ def backfill(
     as_json: JsonFlag = False,
 ) -> None:
     """Read every table for the first time, for organizations that were not; resumes what was interrupted."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    from lakehouse.backfill.run import backfill_table
-    from lakehouse.capture.source import SourceTableMissing
-    from lakehouse.control import store
+    from lakehouse.backfill.worker import prepare_process
     from lakehouse.executor import LocalProcesses
+    from lakehouse.settings import load_settings
 
-    app = open_app()
-    if organization and (unknown := set(organization) - {k.organization_id for k in store.lakes(app.engine)}):
-        raise LakehouseError(f"not enrolled: {', '.join(sorted(unknown))}", "Run `lakehouse init` first.")
-    results: list[BackfillResult] = []
-    columns = (
-        TextColumn("{task.description:<20}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rows"),
-        TextColumn("{task.fields[speed]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with LocalProcesses(app.settings.backfill.workers) as executor, Progress(*columns, console=stderr) as progress:
-        for contract in chosen(app, names):
-            bar = progress.add_task(contract.table, total=None, speed="")
-
-            def advance(done: int, total: int, bar: Any = bar) -> None:
-                task = next(t for t in progress.tasks if t.id == bar)
-                rate = done / task.elapsed if task.elapsed else 0
-                progress.update(bar, completed=done, total=total, speed=f"{rate:,.0f}/s")
-
-            result = backfill_table(
-                app, contract, executor, organizations=tuple(organization) if organization else None, progress=advance
-            )
-            if contract.provisional and isinstance(result.errors.get(""), SourceTableMissing):
-                del result.errors[""]
-                progress.update(bar, speed="not there yet")
-            results.append(result)
-            progress.update(bar, completed=result.read_rows, total=result.read_rows)
+    # The processes load what they need while this one loads SQLAlchemy and Iceberg.
+    with LocalProcesses(load_settings().backfill.workers, prepare=prepare_process) as executor:
+        results = _backfill(names, organization, executor)
     if as_json:
         print_json([{**vars(r), "errors": {o: error_json(e) for o, e in r.errors.items()}} for r in results])
     else:
@@ -196,6 +160,53 @@ def backfill(
     _errors({r.table: r.errors for r in results})
     if any(r.errors or r.busy for r in results):
         raise typer.Exit(1)
+
+
+def _backfill(names: list[str] | None, organization: list[str] | None, executor: Executor) -> list[BackfillResult]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from lakehouse.backfill.run import backfill_table
+    from lakehouse.capture.source import SourceTableMissing
+    from lakehouse.control import store
+
+    app = open_app()
+    if organization and (unknown := set(organization) - {k.organization_id for k in store.lakes(app.engine)}):
+        raise LakehouseError(f"not enrolled: {', '.join(sorted(unknown))}", "Run `lakehouse init` first.")
+    results: list[BackfillResult] = []
+    columns = (
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("rows"),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr) as progress:
+        for contract in chosen(app, names):
+            bar = progress.add_task(contract.table, total=None, speed="")
+
+            def advance(done: int, total: int, bar: Any = bar) -> None:
+                task = next(t for t in progress.tasks if t.id == bar)
+                rate = done / task.elapsed if task.elapsed else 0
+                progress.update(bar, completed=done, total=total, speed=f"{rate:,.0f}/s")
+
+            result = backfill_table(
+                app, contract, executor, organizations=tuple(organization) if organization else None, progress=advance
+            )
+            if contract.provisional and isinstance(result.errors.get(""), SourceTableMissing):
+                del result.errors[""]
+                progress.update(bar, speed="not there yet")
+            results.append(result)
+            progress.update(bar, completed=result.read_rows, total=result.read_rows)
+    return results
 
 
 def sync(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from catalog.errors import StorageError, lake_errors
+from catalog.objects import Writes
 from schemas.contract import Contract
 from schemas.lake_columns import CAPTURED_AT, OP, SEQUENCE, WINDOW, XMIN, lake_fields
 from schemas.types import LogicalType
@@ -78,7 +79,7 @@ def _writer_options(contract: Contract, rows: int) -> dict[str, Any]:
 
 
 def write_data_file(
-    io: FileIO, contract: Contract, organization: str, rows: pa.Table, path: str, day: int | None
+    io: Writes, contract: Contract, organization: str, rows: pa.Table, path: str, day: int | None
 ) -> StagedFile:
     """Write rows (one organization, one partition, sorted) as one Parquet file.
 
@@ -89,7 +90,7 @@ def write_data_file(
 
 
 def write_stream(
-    io: FileIO,
+    io: Writes,
     contract: Contract,
     organization: str,
     schema: pa.Schema,
