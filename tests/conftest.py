@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator
 
@@ -46,5 +47,16 @@ def bucket(s3_server: EmbeddedS3) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how much was not tested, also when it is nothing."""
+    """Say how much was not tested, also when it is nothing; and which kind of destination met which case."""
     terminalreporter.write_line(f"skipped: {len(terminalreporter.stats.get('skipped', []))}")
+    cells: dict[str, dict[str, str]] = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            if found := re.search(r"test_conformance\[([A-Z0-9_]+)-(\w+)\]", report.nodeid):
+                # Every place says of itself whether it is real, and the test asks it.
+                cells.setdefault(found[2], {})[found[1]] = "real" if outcome == "passed" else outcome
+    if cells:
+        kinds = sorted({kind for row in cells.values() for kind in row})
+        terminalreporter.write_line(f"\n{'destination, case':52}" + "".join(f"{kind:18}" for kind in kinds))
+        for case, row in cells.items():
+            terminalreporter.write_line(f"{case:52}" + "".join(f"{row.get(kind, '-'):18}" for kind in kinds))

@@ -416,6 +416,16 @@ def test_conformance(stage: Stage, case: Callable[[Stage], None]) -> None:
     case(stage)
 
 
+def test_no_cell_is_empty(request: pytest.FixtureRequest) -> None:
+    collected = {item.name for item in request.session.items}
+    if not any(name.startswith("test_conformance[") for name in collected):
+        pytest.skip("only this test was asked for")
+    wanted = {f"test_conformance[{kind.value}-{case.__name__}]" for kind in COPYING for case in CASES}
+    if request.config.option.keyword or any("::" in a for a in request.config.args):
+        wanted &= collected
+    assert wanted <= collected
+
+
 def test_the_module_has_every_case() -> None:
     names = {c.__name__ for c in CASES}
     written = {n for n, f in globals().items() if callable(f) and getattr(f, "__module__", "") == __name__}
