@@ -47,7 +47,8 @@ SELECT (SELECT version_num FROM alembic_version),
        (SELECT coalesce(json_agg(json_build_object('table', name, 'organization', organization_id, 'position', position,
                'captured_at', captured_at, 'version', version, 'ill', ill) ORDER BY name, organization_id), '[]')
         FROM members),
-       EXISTS (SELECT FROM warehouse_deliveries WHERE table_name = ANY(%(tables)s) AND status <> %(delivered)s)
+       EXISTS (SELECT FROM warehouse_deliveries w JOIN warehouse_destinations d ON d.id = w.destination_id
+               WHERE d.kind = %(kind)s AND w.table_name = ANY(%(tables)s) AND w.status <> %(delivered)s)
            OR EXISTS (SELECT FROM tasks WHERE table_name = ANY(%(tables)s)
                       AND (lease_owner IS NOT NULL OR last_error IS NOT NULL))
            OR EXISTS (SELECT FROM adoptions WHERE table_name = ANY(%(tables)s) AND reconciled_at IS NULL)

@@ -132,10 +132,13 @@ def _claimed(row: Any, owner: str, lease_seconds: float, asked_at: float) -> Cla
 
 
 def held_for(engine: Engine, table: str) -> float:
-    """Seconds until the last lease on this table's deliveries runs out; 0 where nobody works on one."""
+    """Seconds until the last lease on this table's landings runs out; 0 where nobody works on one."""
     with engine.connect() as connection:
         left = connection.execute(
-            select(func.extract("epoch", func.max(_D.lease_expires_at) - func.clock_timestamp())).where(
+            select(func.extract("epoch", func.max(_D.lease_expires_at) - func.clock_timestamp()))
+            .join(WarehouseDestination, WarehouseDestination.id == _D.destination_id)
+            .where(
+                WarehouseDestination.kind == DestinationKind.ICEBERG_S3.value,
                 _D.table_name == table,
                 _D.status == DeliveryStatus.PROCESSING.value,
             )

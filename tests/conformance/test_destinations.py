@@ -26,6 +26,7 @@ from lakehouse.deliver.targets import adapter_of
 from lakehouse.destinations import Destination
 from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.embedded.s3 import EmbeddedS3
+from lakehouse.glance import nothing_to_do
 from lakehouse.maintenance.run import maintain_table
 from schemas.errors import LakehouseError, Retry
 from tests.conformance.places import Files, Place, Replica
@@ -230,6 +231,25 @@ def a_missing_grant_waits_for_a_person(stage: Stage) -> None:
     stage.equal()
 
 
+def a_dead_destination_holds_up_nobody(stage: Stage) -> None:
+    stage.delivered()
+    stage.place.take_mark("events")
+    with stage.house.hot() as hot:
+        insert_events(hot, "org-a", 70, 1)
+    stage.house.sync_ok("events")
+    stage.deliver()
+    (row,) = destinations.deliveries(stage.house.app, destination=str(stage.destination.id))
+    assert row["status"] == DeliveryStatus.DEAD_LETTER.value
+    assert destinations.find(stage.house.app, "there", "org-a").status == "error"
+    with stage.house.hot() as hot:
+        insert_events(hot, "org-a", 71, 1)
+    assert stage.house.sync_ok("events").upserts == {"org-a": 1}
+    # Nor does a round that has nothing to do load what it does not need.
+    assert nothing_to_do(stage.house.app.settings, ["events"]) is not None
+    assert stage.deliver() == [], "given up: nothing is tried before a person says so"
+    assert len(destinations.deliveries(stage.house.app, destination=str(stage.destination.id))) == 1
+
+
 def a_vanished_table_is_said(stage: Stage) -> None:
     stage.delivered()
     stage.place.vanish("events")
@@ -398,6 +418,7 @@ CASES: tuple[Callable[[Stage], None], ...] = (
     a_foreign_mark_is_refused,
     wrong_credentials_wait_for_a_person,
     a_missing_grant_waits_for_a_person,
+    a_dead_destination_holds_up_nobody,
     a_vanished_table_is_said,
     a_cleared_target_is_a_gap,
     a_resync_fills_it_again,
