@@ -120,8 +120,9 @@ class _Recent:
         recent = f"{CAPTURED_AT} >= TIMESTAMPTZ {literal(self.since.isoformat())}"
         with connect([address]) as connection:
             try:
+                # A file without rows is not what its manifest says: whoever merges says so. Here it hides no window.
                 ((backfill, began),) = connection.execute(
-                    f"SELECT arg_min({WINDOW}, {SEQUENCE}), epoch_us(min({CAPTURED_AT})) FROM {first}"
+                    f"SELECT coalesce(arg_min({WINDOW}, {SEQUENCE}), ''), epoch_us(min({CAPTURED_AT})) FROM {first}"
                 ).fetchall()
                 ((self.versions, self.keys),) = connection.execute(
                     f"SELECT count(*), count(DISTINCT ({key})) FROM read_parquet([{paths}], hive_partitioning = false) "
@@ -129,7 +130,8 @@ class _Recent:
                 ).fetchall()
             except duckdb.Error as error:
                 raise unreadable(references.table, error) from error
-        self.days = max((self.now - max(self.since, datetime.fromtimestamp(began / 1e6, UTC))) / timedelta(days=1), 0.0)
+        start = datetime.fromtimestamp(began / 1e6, UTC) if began is not None else self.first.captured_at
+        self.days = max((self.now - max(self.since, start)) / timedelta(days=1), 0.0)
         rows = sum(f.rows for f in self.files)
         self.bytes = round(sum(f.bytes for f in self.files) * self.versions / rows) if rows else 0
 

@@ -211,12 +211,14 @@ def test_a_landing_beside_a_compaction_loses_nothing(house: Lakehouse, monkeypat
     assert_whole(house)
 
 
-def test_a_file_that_is_not_what_its_manifest_says_is_not_merged(house: Lakehouse) -> None:
+@pytest.mark.parametrize("damaged", [0, -1], ids=["oldest", "newest"])
+def test_a_file_that_is_not_what_its_manifest_says_is_not_merged(house: Lakehouse, damaged: int) -> None:
     import pyarrow.parquet as pq
 
     house.backfill("events")
     windows(house, 3)
-    path = live(house)[0].removeprefix("file://")
+    files = References(house.lake_table("events", "org-a")).live()
+    path = sorted(files, key=lambda f: f.first_sequence)[damaged].path.removeprefix("file://")
     pq.write_table(pq.read_table(path, partitioning=None).slice(0, 0), path)
     house.clock.offset = timedelta(hours=25)
     result = maintain_table(house.app, house.app.contract("events"), "org-a")
