@@ -20,6 +20,7 @@ from lakehouse.capture.protocol import CaptureMethod, group_positions
 from lakehouse.capture.source import Source
 from lakehouse.clock import Clock, system_clock
 from lakehouse.control.database import newest_revision
+from lakehouse.landing.cursor import Quarantine, needs_comparison
 from lakehouse.result import TableResult
 from lakehouse.settings import Settings, method_of
 from schemas.contract import Contract, load_contracts
@@ -34,7 +35,8 @@ WITH wanted AS (
     FROM lakes l JOIN warehouse_destinations d ON d.lake_id = l.id AND d.organization_id = l.organization_id
     WHERE d.kind = %(kind)s AND d.status <> %(paused)s AND l.stopped_at IS NULL
 ), members AS (
-    SELECT t.name, w.organization_id, c.position, c.captured_at, c.xmin::text AS version,
+    SELECT t.name, w.organization_id, c.position, c.quarantine, c.captured_at,
+           c.xmin::text AS version,
            coalesce(c.stopped OR c.attempts > 0 OR c.last_error IS NOT NULL, false) AS ill
     FROM unnest(%(tables)s::text[]) AS t(name)
     JOIN wanted w ON t.name = ANY(w.enabled_tables) OR '*' = ANY(w.enabled_tables)
@@ -45,8 +47,8 @@ SELECT (SELECT version_num FROM alembic_version),
        (SELECT coalesce(json_agg(json_build_object('organization', organization_id, 'kind', catalog_kind,
                'warehouse', warehouse, 'config', catalog_config)), '[]') FROM lakes),
        (SELECT coalesce(json_agg(json_build_object('table', name, 'organization', organization_id, 'position', position,
-               'captured_at', captured_at, 'version', version, 'ill', ill) ORDER BY name, organization_id), '[]')
-        FROM members),
+               'quarantine', quarantine, 'captured_at', captured_at, 'version', version, 'ill', ill)
+               ORDER BY name, organization_id), '[]') FROM members),
        EXISTS (SELECT FROM warehouse_deliveries w JOIN warehouse_destinations d ON d.id = w.destination_id
                WHERE d.kind = %(kind)s AND w.table_name = ANY(%(tables)s) AND w.status <> %(delivered)s)
            OR EXISTS (SELECT FROM tasks WHERE table_name = ANY(%(tables)s)
@@ -112,6 +114,9 @@ def _look(
             mine = [m for m in members if m["table"] == contract.table]
             result.waiting = [m["organization"] for m in mine if m["position"] is None]
             known = [m for m in mine if m["position"] is not None]
+            if any(_left_quarantine(m) for m in known) and method_of(settings.capture, contract) == "trigger":
+                # Keys are to be compared (`lakehouse.sync`).
+                return None
             if known:
                 result.captured_at = _method(settings, contract, source, clock).unchanged(
                     catalog,
@@ -131,6 +136,12 @@ def _look(
                 )
             results.append(result)
     return results
+
+
+def _left_quarantine(member: Mapping[str, Any]) -> bool:
+    if not member["quarantine"]:
+        return False
+    return needs_comparison(Quarantine.from_json(member["quarantine"]), Position.from_json(member["position"]))
 
 
 def _where_we_write(settings: Settings, lake: Mapping[str, Any]) -> bool:

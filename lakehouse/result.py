@@ -29,6 +29,8 @@ class TableResult:
     """Why everything was read again, where it was."""
     landing: list[str] = field(default_factory=list)
     """Organizations that no window reads now: a share of theirs is under way or waits for its retry."""
+    quarantined: dict[str, int] = field(default_factory=dict)
+    """Rows that the lake cannot hold, of organizations where that changed."""
     waiting: list[str] = field(default_factory=list)
     """Organizations that were never backfilled."""
     errors: dict[str, LakehouseError] = field(default_factory=dict)

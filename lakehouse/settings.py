@@ -154,6 +154,7 @@ class CaptureSettings(_Section):
     chunk_bytes: Annotated[int, Field(ge=MIB)] = 64 * MIB
     reconcile_every_seconds: Annotated[int, Field(ge=0)] = 900
     max_seen: Annotated[int, Field(ge=0)] = 10_000
+    max_quarantined: Annotated[int, Field(ge=0)] = 1000
     prune: bool = True
 
 

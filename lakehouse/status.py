@@ -54,6 +54,10 @@ class TableStatus:
     """Rows of this organization that are staged and not in the lake yet."""
     unread_rows: int | None
     """Row versions written to the hot table since its last window, about, of all organizations."""
+    quarantined: int
+    """Rows of the hot table that the lake cannot hold; kept whole beside it (`lakehouse quarantine`)."""
+    quarantined_first: str | None
+    """The first of them: its key, column and reason."""
     next_attempt_at: datetime | None
     cannot_see: list[str]
     error: str | None
@@ -192,6 +196,8 @@ class _Reading:
             unread_rows=self.unread.get(table) if row else None,
             next_attempt_at=next_attempt or (row.next_attempt_at if row else None) or (task.due_at if task else None),
             error=error,
+            quarantined=row.quarantine["open"] if row and row.quarantine else 0,
+            quarantined_first=(row.quarantine["first"] if row and row.quarantine else None) or None,
             **self._position(row),
         )
 

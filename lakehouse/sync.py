@@ -4,9 +4,10 @@ Capture runs under the table's task lease, one window at a time. Once a window i
 each share then has a delivery of its own, whose lease is this worker's, and the next window may begin while they
 land. An organization with an unsettled delivery is read by no window, so its chain stays serial.
 
-Faults are kept apart: what breaks one organization (its lake, a forbidden value in its rows) leaves it at its
-old position, where it is read alone next time; what breaks the table (the source, its contract) leaves every
-organization of it where it was. Nothing is caught that is not understood.
+A row that the lake cannot hold is quarantined: written whole into the log that the organization's cursor names, in the
+same commit as the rest of its share. Faults are kept apart: what breaks one organization (its lake, a contract that
+too many of its rows break) leaves it at its old position, where it is read alone next time; what breaks the table
+(the source, its contract) leaves every organization of it where it was. Nothing is caught that is not understood.
 """
 
 from __future__ import annotations
@@ -26,15 +27,17 @@ from federation.kinds import DestinationKind
 from lakehouse.adopt import note_reconciled
 from lakehouse.app import App
 from lakehouse.capture.protocol import Group, OpenWindow, Plan, WindowKind, group_positions
+from lakehouse.capture.source import SourceError
 from lakehouse.control import landings, store
 from lakehouse.control.database import ControlError
 from lakehouse.control.landings import IdleMove, StagedShare, staged_share
 from lakehouse.failpoints import failpoint
 from lakehouse.landing.commit import FencedError, land
-from lakehouse.landing.cursor import Inventory, LakeCursor, read_cursor
+from lakehouse.landing.cursor import Inventory, LakeCursor, Quarantine, needs_comparison, read_cursor
 from lakehouse.landing.held import KeyReconciliation, held_content, held_versions, key_reconciliation
 from lakehouse.landing.parquet import StagedFileError, check_staged
-from lakehouse.landing.staging import Stager, Target
+from lakehouse.landing.quarantine import Known, Moment, advance, open_keys, staged
+from lakehouse.landing.staging import Share, Stager, Target
 from lakehouse.outbox import deliveries, tasks
 from lakehouse.outbox.deliveries import ClaimedDelivery
 from lakehouse.outbox.lease import Lease, LeaseLostError
@@ -223,7 +226,7 @@ def _window(
     failures: dict[str, LakehouseError] = {}
     with (
         app.events.unit("window", table=contract.table, window=str(window_id), organizations=len(cursors)) as event,
-        method.open_window(contract, groups, reconcile=reconcile) as window,
+        method.open_window(contract, groups, reconcile=_compare(method.name, cursors, reconcile)) as window,
     ):
         captured_at = max([window.captured_at, *(c.captured_at for c in cursors.values())])
         result.window, result.captured_at = str(window_id), captured_at
@@ -250,14 +253,20 @@ def _window(
                 (plan, _read(app, contract, window, plan, tables, cursors, stager, failures, stack))
                 for plan in window.plans
             ]
+            quarantines = _quarantine(app, contract, window, tables, cursors, failures, counter, str(window_id))
             shares = stager.finish()
+            for organization, log in quarantines.items():
+                if log != cursors[organization].quarantine and organization not in stager.failures:
+                    # A log that changed lands with the rest, or alone.
+                    shares.setdefault(organization, Share())
+                    result.quarantined[organization] = log.open
             for plan, keys in comparing:
                 if keys is None:
                     continue
                 for organization in plan.group.organizations:
                     if organization in shares and organization not in window.violations:
                         inventories[organization] = keys.write_inventory(
-                            tables(organization), organization, counter.last(organization)
+                            tables(organization), organization, counter.last(organization), cursors[organization]
                         )
         positions = {o: window.next_position(plan) for plan in window.plans for o in plan.group.organizations}
         failures |= {o: v.error(contract) for o, v in window.violations.items()}
@@ -270,6 +279,7 @@ def _window(
             "rows": sum(s.rows for s in shares.values()),
             "deletes": sum(s.deletes for s in shares.values()),
             "bytes": sum(s.bytes for s in shares.values()),
+            "quarantined": sum(result.quarantined.values()),
             "failed_organizations": len(failures),
         }
     result.errors |= failures
@@ -287,6 +297,7 @@ def _window(
                 captured_at=captured_at,
                 watermark=share.watermark_end or cursors[organization].watermark,
                 inventory=inventories.get(organization, cursors[organization].inventory),
+                quarantine=quarantines.get(organization, cursors[organization].quarantine),
             ),
             lease=Lease(uuid.uuid4(), lease.owner, 1, lease.seconds),
         )
@@ -317,6 +328,57 @@ def _window(
         if item not in recorded:
             result.errors[item.organization] = _believe_lake(app, contract, tables, item)
     return recorded
+
+
+def _compare(method: str, cursors: Mapping[str, LakeCursor], wanted: bool | None) -> bool | None:
+    """Whether keys must be compared: under `trigger` also once rows left the quarantine.
+
+    A tombstone is passed over while its row is quarantined; what the lake has under its former event time goes now.
+    """
+    if method != "trigger":
+        return wanted
+    return True if any(needs_comparison(c.quarantine, c.position) for c in cursors.values()) else wanted
+
+
+def _quarantine(
+    app: App,
+    contract: Contract,
+    window: OpenWindow,
+    tables: LakeTables,
+    cursors: Mapping[str, LakeCursor],
+    failures: dict[str, LakehouseError],
+    counter: _SequenceCounter,
+    window_id: str,
+) -> dict[str, Quarantine]:
+    """The logs of organizations that have one or get one; who has neither costs nothing."""
+    logs: dict[str, Quarantine] = {}
+    for organization in [o for plan in window.plans for o in plan.group.organizations]:
+        before = cursors[organization].quarantine
+        if organization not in window.flagged and (before is None or not before.open):
+            continue
+        if organization in failures or organization in window.violations:
+            continue
+        try:
+            table = tables(organization)
+            known = Known(table.io, before, open_keys(table.io, before)) if before else None
+            log = advance(
+                table.io,
+                table.location(),
+                contract,
+                organization,
+                known,
+                window.examine(organization, list(known.open) if known else []),
+                Moment(window_id, window.captured_at, functools.partial(counter.take, organization)),
+                app.settings.capture.max_quarantined,
+            )
+        except SourceError:
+            raise
+        except LakehouseError as error:
+            failures[organization] = error
+        else:
+            if log is not None:
+                logs[organization] = log
+    return logs
 
 
 def _believe_lake(app: App, contract: Contract, tables: LakeTables, item: StagedShare) -> LakehouseError:
@@ -465,8 +527,10 @@ def _check_share(app: App, tables: LakeTables, item: StagedShare) -> None:
     item.lease.check()
     if item.foreign:
         io = tables(item.organization).io
+        log = item.after.quarantine
+        files = [*item.share.files, *([staged(item.organization, log)] if log else [])]
         with ThreadPoolExecutor(app.settings.landing.threads, thread_name_prefix="check") as pool:
-            for _ in pool.map(functools.partial(check_staged, io), item.share.files):
+            for _ in pool.map(functools.partial(check_staged, io), files):
                 item.lease.check()
 
 

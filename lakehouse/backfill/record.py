@@ -60,6 +60,7 @@ class RangeState:
     captured_at: datetime | None
     rows: int
     files: list[StagedFile]
+    quarantined: list[StagedFile]
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def load(engine: Engine, backfill: uuid.UUID) -> BackfillState:
                 captured_at=r.captured_at,
                 rows=r.row_count,
                 files=[StagedFile(**f) for f in r.files],
+                quarantined=[StagedFile(**f) for f in r.quarantined],
             )
             for r in ranges
         ],
@@ -196,6 +198,7 @@ def range_done(
                 captured_at=captured_at,
                 row_count=result.rows,
                 files=[f.to_json() for f in result.files],
+                quarantined=[f.to_json() for f in result.quarantined],
                 attempt=BackfillRange.attempt + 1,
                 finished_at=now,
             )

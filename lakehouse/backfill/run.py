@@ -29,6 +29,7 @@ from lakehouse.failpoints import failpoint
 from lakehouse.landing.commit import land, reset_incomplete
 from lakehouse.landing.cursor import LakeCursor, read_cursor
 from lakehouse.landing.parquet import StagedFile, StagedFileError, check_staged
+from lakehouse.landing.quarantine import gather
 from lakehouse.observe import events
 from lakehouse.outbox import tasks
 from lakehouse.outbox.lease import Lease, LeaseLostError
@@ -36,7 +37,7 @@ from lakehouse.outbox.retry import decide
 from lakehouse.outbox.tasks import BACKFILL, ClaimedTask
 from lakehouse.sync import LakeTables, control_broke_off
 from schemas.contract import Contract
-from schemas.errors import LakehouseError, Retry
+from schemas.errors import ContractViolation, LakehouseError, Retry
 
 if TYPE_CHECKING:
     import psycopg
@@ -58,6 +59,8 @@ class BackfillResult:
 
     table: str
     rows: dict[str, int] = field(default_factory=dict)
+    quarantined: dict[str, int] = field(default_factory=dict)
+    """Rows that the lake cannot hold, of organizations that have any."""
     read_rows: int = 0
     resumed_ranges: int = 0
     read_ranges: int = 0
@@ -310,17 +313,20 @@ class _Run:
         landed = store.cursors(self.app.engine, self.contract.table)
         state = record.load(self.app.engine, backfill)
         files: dict[str, list[StagedFile]] = defaultdict(list)
+        quarantined: dict[str, list[StagedFile]] = defaultdict(list)
         for part in state.ranges:
+            for file in part.quarantined:
+                quarantined[file.organization].append(file)
             for file in part.files:
                 files[file.organization].append(written.get(file.path, file))
         for organization in state.organizations:
             if organization in landed:
                 continue
             try:
-                self._land_one(tables, state, organization, files[organization], written)
+                self._land_one(tables, state, organization, files[organization], quarantined[organization], written)
             except LeaseLostError:
                 raise
-            except StagedFileError as error:
+            except (StagedFileError, ContractViolation) as error:
                 self.result.errors[organization] = error
                 record.leave_out(self.app.engine, backfill, [organization])
             except LakehouseError as error:
@@ -341,9 +347,24 @@ class _Run:
         state: BackfillState,
         organization: str,
         files: list[StagedFile],
+        quarantined: list[StagedFile],
         written: dict[str, StagedFile],
     ) -> None:
         app, table = self.app, self.contract.table
+        log = None
+        if quarantined:
+            opened = tables(organization)
+            for part in quarantined:
+                check_staged(opened.io, part)
+            log = gather(
+                opened.io,
+                opened.location(),
+                self.contract,
+                organization,
+                str(state.id),
+                quarantined,
+                app.settings.capture.max_quarantined,
+            )
         cursor = LakeCursor(
             position=state.position(),
             fence=None,
@@ -351,10 +372,11 @@ class _Run:
             captured_at=max(r.captured_at for r in state.ranges if r.captured_at),
             watermark=None,
             inventory=None,
+            quarantine=log,
         )
         rows = sum(f.rows for f in files)
         snapshot_id = None
-        if files:
+        if files or log is not None:
             landed = land(
                 tables(organization),
                 str(state.id),
@@ -378,6 +400,8 @@ class _Run:
             now=app.clock(),
         )
         self.result.rows[organization] = rows
+        if log is not None:
+            self.result.quarantined[organization] = log.open
         # It may have been left out of the backfill before this one.
         self.result.errors.pop(organization, None)
 
@@ -438,7 +462,7 @@ def _task(
         bounds=part.bounds,
         organizations=organizations,
         tenant_type=hot.columns[contract[contract.tenant].source].type,
-        key_type=hot.columns[contract[contract.primary_key[0]].source].type,
+        key_types=hot.key_types(contract),
         exported=exported.name,
         snapshot=exported.snapshot,
         captured_at=exported.captured_at,

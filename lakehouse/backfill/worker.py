@@ -12,15 +12,18 @@ from psycopg import sql
 
 from catalog.objects import ObjectWriter
 from lakehouse.backfill.ranges import Range, range_condition
+from lakehouse.capture.forbidden import Flags, check_flagged, examine
 from lakehouse.capture.projection import Violation, select_list, to_lake
-from lakehouse.capture.source import Source
+from lakehouse.capture.source import Source, SourceError
 from lakehouse.capture.xmin import stream, tenant_condition, transaction
 from lakehouse.control.database import ControlError
 from lakehouse.failpoints import failpoint
 from lakehouse.landing.parquet import StagedFile
+from lakehouse.landing.quarantine import Moment, advance, staged
 from lakehouse.landing.staging import Stager, Target
 from lakehouse.settings import Settings
 from schemas.contract import Contract
+from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +45,8 @@ class RangeTask:
     bounds: Range
     organizations: tuple[str, ...]
     tenant_type: str
-    key_type: str
+    key_types: dict[str, str]
+    """Of the primary key's columns, by lake name."""
     exported: str
     snapshot: str
     captured_at: datetime
@@ -50,13 +54,17 @@ class RangeTask:
 
 @dataclass(frozen=True)
 class RangeResult:
-    """What a worker wrote. Organizations with a violation have no files."""
+    """What a worker wrote. Organizations with a violation have no files.
+
+    `quarantined`: files of rows that the lake cannot hold.
+    """
 
     number: int
     files: list[StagedFile]
     rows: int
     violations: dict[str, Violation]
     failures: dict[str, str]
+    quarantined: list[StagedFile]
 
 
 def read_range(task: RangeTask) -> RangeResult:
@@ -66,7 +74,7 @@ def read_range(task: RangeTask) -> RangeResult:
         SourceError: the database broke off; the range is read again by the next run.
     """
     contract = task.contract
-    violations: dict[str, Violation] = {}
+    flags = Flags(contract, task.settings.capture.max_quarantined)
     source = Source(task.settings.source)
     query = sql.SQL("SELECT {} FROM {} AS t WHERE {}").format(
         select_list(contract),
@@ -74,7 +82,7 @@ def read_range(task: RangeTask) -> RangeResult:
         sql.SQL(" AND ").join(
             [
                 tenant_condition(contract, task.organizations, task.tenant_type),
-                *range_condition(contract, task.key_type, task.bounds),
+                *range_condition(contract, task.key_types[contract.primary_key[0]], task.bounds),
             ]
         ),
     )
@@ -82,8 +90,7 @@ def read_range(task: RangeTask) -> RangeResult:
     def rows() -> Iterator[pa.RecordBatch]:
         for raw in stream(cursor, query, contract):
             batch, found = to_lake(raw, contract)
-            for violation in found:
-                violations.setdefault(violation.organization, violation)
+            flags.add(found)
             yield batch
 
     numbers = _Numbers(task.settings, task.backfill)
@@ -100,15 +107,59 @@ def read_range(task: RangeTask) -> RangeResult:
     with contextlib.closing(numbers), source.reader() as reader, reader.cursor() as cursor, stager:
         with transaction(cursor, contract, snapshot=task.exported):
             total = stager.add(rows())
+            quarantined = _quarantine(task, cursor, flags, numbers, stager.failures)
         shares = stager.finish()
     failpoint("backfill.range_read")
     return RangeResult(
         number=task.number,
-        files=[f for o, share in shares.items() if o not in violations for f in share.files],
+        files=[f for o, share in shares.items() if o not in flags.violations for f in share.files],
         rows=total,
-        violations=violations,
+        violations=flags.violations,
         failures={o: str(e) for o, e in stager.failures.items()},
+        quarantined=quarantined,
     )
+
+
+def _quarantine(
+    task: RangeTask, cursor: Any, flags: Flags, numbers: _Numbers, failures: dict[str, LakehouseError]
+) -> list[StagedFile]:
+    """Write the rows that were left out, whole; a file for each organization that has any."""
+    files = []
+    contract = task.contract
+    for organization, flagged in flags.of.items():
+        if organization in flags.violations or organization in failures:
+            continue
+        examined = examine(
+            lambda query: stream(cursor, query, contract),
+            contract,
+            tenant_condition(contract, [organization], task.tenant_type),
+            task.key_types,
+            flagged=flagged,
+        )
+        try:
+            target = _target(task, organization)
+            log = advance(
+                target.io,
+                target.location,
+                contract,
+                organization,
+                None,
+                check_flagged(flags, organization, examined),
+                Moment(
+                    task.backfill,
+                    task.captured_at,
+                    functools.partial(numbers.take, organization),
+                ),
+                task.settings.capture.max_quarantined,
+            )
+        except SourceError:
+            raise
+        except LakehouseError as error:
+            failures[organization] = error
+            continue
+        if log is not None:
+            files.append(staged(organization, log))
+    return files
 
 
 def _target(task: RangeTask, organization: str) -> Target:

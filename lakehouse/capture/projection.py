@@ -1,8 +1,9 @@
 """From a contract to the SELECT list, and from what the driver returns to the lake's Arrow types.
 
-All work is columnar. A value that the contract forbids is found here, before anything is written: nulls
-where it promises none, infinite or far-away times, NaN in a decimal, arrays of other shapes than one
-dimension from 1 (the driver flattens the one and aborts on the other, so SQL looks for them).
+All work is columnar. A value that the lake cannot hold is found here, before anything is written: nulls where the
+contract promises none, infinite or far-away times, NaN or too many digits in a decimal, arrays of other shapes than
+one dimension from 1 (the driver flattens the one and aborts on the other, so SQL looks for them). `forbidden.py` says
+the same in SQL, to read such rows whole.
 """
 
 from __future__ import annotations
@@ -27,13 +28,19 @@ _LAST_US = 253_402_300_799_999_999  # 9999-12-31
 _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896
 _SHAPE = "_shape_"
 
+OUT_OF_TIME = "is infinite, or not in the years 1 to 9999"
+NOT_A_NUMBER = "is NaN or infinite, which no decimal holds"
+BAD_SHAPE = "is an array of several dimensions or with another lower bound than 1"
+IS_NULL = "is null, the contract says it never is"
+
 
 @dataclass(frozen=True)
 class Violation:
-    """A forbidden value: whose, which row, which column, why."""
+    """A row with a forbidden value: whose, which row, which column, why."""
 
     organization: str
     key: dict[str, object]
+    """The primary key; None where the forbidden value stands in it."""
     column: str
     reason: str
 
@@ -43,6 +50,11 @@ class Violation:
             f"{contract.source_name}: organization {self.organization}: row {key}: {self.column}: {self.reason}",
             "Mend the value in the source or the contract; the next round reads it again.",
         )
+
+
+def too_many_digits(column: Column) -> str:
+    """Why a finite number is forbidden in a decimal column."""
+    return f"has more digits than {column.type} holds"
 
 
 def base_type(source_type: str) -> str:
@@ -57,7 +69,7 @@ def select_list(contract: Contract, *, alias: str = "t", only: tuple[str, ...] |
     items = [sql.SQL("{} AS {}").format(_expression(c, table), sql.Identifier(c.name)) for c in chosen]
     items.append(sql.SQL("{}.xmin::text::bigint AS {}").format(table, sql.Identifier(XMIN)))
     items += [
-        sql.SQL("NOT {} AS {}").format(_well_shaped(c, table), sql.Identifier(_SHAPE + c.name))
+        sql.SQL("NOT {} AS {}").format(well_shaped(c, table), sql.Identifier(_SHAPE + c.name))
         for c in chosen
         if c.type.is_list
     ]
@@ -68,7 +80,7 @@ def _expression(column: Column, table: sql.Identifier) -> sql.Composable:
     source = sql.SQL("{}.{}").format(table, sql.Identifier(column.source))
     if column.type.is_list:
         element = _CASTS.get(column.type.element, "boolean" if column.type.element == "boolean" else "text")
-        return sql.SQL("CASE WHEN {} THEN {}::{}[] END").format(_well_shaped(column, table), source, sql.SQL(element))
+        return sql.SQL("CASE WHEN {} THEN {}::{}[] END").format(well_shaped(column, table), source, sql.SQL(element))
     if column.type.name in ("string", "json", "decimal"):
         return sql.SQL("{}::text").format(source)
     if column.type.name in _CASTS:
@@ -76,7 +88,8 @@ def _expression(column: Column, table: sql.Identifier) -> sql.Composable:
     return source
 
 
-def _well_shaped(column: Column, table: sql.Identifier) -> sql.Composed:
+def well_shaped(column: Column, table: sql.Identifier) -> sql.Composed:
+    """The array is null, empty, or of one dimension that begins at 1."""
     source = sql.SQL("{}.{}").format(table, sql.Identifier(column.source))
     return sql.SQL("(coalesce(array_ndims({s}), 1) = 1 AND coalesce(array_lower({s}, 1), 1) = 1)").format(s=source)
 
@@ -86,53 +99,53 @@ def to_lake(
 ) -> tuple[pa.RecordBatch, list[Violation]]:
     """Convert a batch of `select_list` to the lake's types; `extra` columns come through as they are, last.
 
-    Returns the batch without the rows of organizations that broke the contract, and the first violation of
-    each of those. Columns: the contract's, then `_xmin` (int64).
+    Returns the batch without the rows that the lake cannot hold, and for each of those what is wrong with it.
+    Columns: the contract's, then `_xmin` (int64).
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    converted, faults = convert(batch, contract, extra=extra)
+    if not faults:
+        return converted, []
+    tenants = converted.column(contract.tenant).cast(pa.string())
+    first: dict[int, Violation] = {}
+    for name, mask, reason in faults:
+        # The loop is over offending rows only.
+        for row in pc.indices_nonzero(pc.fill_null(mask, False)).to_pylist():
+            if row not in first:
+                key = {k: converted.column(k)[row].as_py() for k in contract.primary_key}
+                first[row] = Violation(str(tenants[row].as_py()), key, name, reason)
+    keep = pc.invert(pc.is_in(pa.arange(0, batch.num_rows), pa.array(list(first), pa.int64())))
+    return converted.filter(keep), list(first.values())
+
+
+Fault = tuple[str, "pa.Array", str]
+"""A column, which rows of the batch hold what it cannot, and why not."""
+
+
+def convert(
+    batch: pa.RecordBatch, contract: Contract, *, extra: tuple[str, ...] = ()
+) -> tuple[pa.RecordBatch, list[Fault]]:
+    """As `to_lake`, with every row: a value that the lake cannot hold is null, and named in the faults."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     arrays: dict[str, pa.Array] = {}
-    bad: dict[str, tuple[pa.Array, str]] = {}
+    faults: list[Fault] = []
     for column in contract.columns:
         if column.name not in batch.schema.names:
             continue
         raw = _storage(batch.column(column.name))
-        arrays[column.name], fault = _convert(raw, column)
-        if fault is not None:
-            bad[column.name] = fault
-        if not column.nullable and raw.null_count:
-            bad.setdefault(column.name, (pc.is_null(raw), "is null, the contract says it never is"))
+        arrays[column.name], found = _convert(raw, column)
+        faults += [(column.name, mask, reason) for mask, reason in found]
         shape = _SHAPE + column.name
         if shape in batch.schema.names and pc.any(batch.column(shape)).as_py():
-            bad[column.name] = (
-                batch.column(shape),
-                "is an array of several dimensions or with another lower bound than 1",
-            )
+            faults.append((column.name, batch.column(shape), BAD_SHAPE))
+        if not column.nullable and raw.null_count:
+            faults.append((column.name, pc.is_null(raw), IS_NULL))
     arrays |= {name: batch.column(name) for name in (XMIN, *extra)}
-    converted = pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
-    if not bad:
-        return converted, []
-    return _without_violators(converted, contract, bad)
-
-
-def _without_violators(
-    batch: pa.RecordBatch, contract: Contract, bad: dict[str, tuple[pa.Array, str]]
-) -> tuple[pa.RecordBatch, list[Violation]]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    tenants = batch.column(contract.tenant).cast(pa.string())
-    first: dict[str, Violation] = {}
-    for name, (mask, reason) in bad.items():
-        # One offending row for each organization is enough for the error; the loop is over those.
-        rows = pc.indices_nonzero(pc.fill_null(mask, False))
-        table = pa.table({"row": rows, "tenant": tenants.take(rows)}).group_by("tenant").aggregate([("row", "min")])
-        for tenant, row in zip(table["tenant"].to_pylist(), table["row_min"].to_pylist(), strict=True):
-            key = {k: batch.column(k)[row].as_py() for k in contract.primary_key}
-            first.setdefault(str(tenant), Violation(str(tenant), key, name, reason))
-    keep = pc.invert(pc.is_in(tenants, pa.array(list(first), pa.string())))
-    return batch.filter(keep), list(first.values())
+    return pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays)), faults
 
 
 def _storage(array: pa.Array) -> pa.Array:
@@ -141,7 +154,7 @@ def _storage(array: pa.Array) -> pa.Array:
     return array.storage if isinstance(array, pa.ExtensionArray) else array
 
 
-def _convert(raw: pa.Array, column: Column) -> tuple[pa.Array, tuple[pa.Array, str] | None]:
+def _convert(raw: pa.Array, column: Column) -> tuple[pa.Array, list[tuple[pa.Array, str]]]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -150,38 +163,46 @@ def _convert(raw: pa.Array, column: Column) -> tuple[pa.Array, tuple[pa.Array, s
     if name == "timestamptz":
         ticks = raw.cast(pa.timestamp("us")) if pa.types.is_timestamp(raw.type) and raw.type.tz is None else raw
         ticks = ticks.view(pa.int64()) if pa.types.is_timestamp(ticks.type) else ticks
-        outside = _outside(ticks, _FIRST_US, _LAST_US)
-        array = (
-            ticks.view(target)
-            if outside is None
-            else pc.if_else(outside, pa.scalar(None, pa.int64()), ticks).view(target)
-        )
-        return array, outside if outside is None else (outside, "is infinite, or not in the years 1 to 9999")
+        return _within(ticks, _FIRST_US, _LAST_US, target)
     if name == "date":
-        days = raw.view(pa.int32())
-        outside = _outside(days, _FIRST_DAY, _LAST_DAY)
-        array = (
-            days.view(target)
-            if outside is None
-            else pc.if_else(outside, pa.scalar(None, pa.int32()), days).view(target)
-        )
-        return array, outside if outside is None else (outside, "is infinite, or not in the years 1 to 9999")
+        return _within(raw.view(pa.int32()), _FIRST_DAY, _LAST_DAY, target)
     if name == "decimal":
-        special = pc.is_in(raw, pa.array(["NaN", "Infinity", "-Infinity"]))
-        if pc.any(special).as_py():
-            array = pc.if_else(special, pa.scalar(None, pa.string()), raw).cast(target)
-            return array, (special, "is NaN or infinite, which no decimal holds")
-        return raw.cast(target), None
+        return _decimal(raw, column, target)
     if column.type.is_list:
         values = raw.cast(pa.list_(target.value_type)) if raw.type.value_type != target.value_type else raw
-        return pa.ListArray.from_arrays(values.offsets, values.values, type=target, mask=values.is_null()), None
-    return raw.cast(target), None
+        return pa.ListArray.from_arrays(values.offsets, values.values, type=target, mask=pc.is_null(values)), []
+    return raw.cast(target), []
 
 
-def _outside(numbers: pa.Array, first: int, last: int) -> pa.Array | None:
+def _within(
+    numbers: pa.Array, first: int, last: int, target: pa.DataType
+) -> tuple[pa.Array, list[tuple[pa.Array, str]]]:
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     bounds = pc.min_max(numbers).as_py()
     if bounds["min"] is None or (bounds["min"] >= first and bounds["max"] <= last):
-        return None
-    return pc.or_(pc.less(numbers, first), pc.greater(numbers, last))
+        return numbers.view(target), []
+    outside = pc.or_(pc.less(numbers, first), pc.greater(numbers, last))
+    return pc.if_else(outside, pa.scalar(None, numbers.type), numbers).view(target), [(outside, OUT_OF_TIME)]
+
+
+def _decimal(raw: pa.Array, column: Column, target: pa.DataType) -> tuple[pa.Array, list[tuple[pa.Array, str]]]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    faults = []
+    special = pc.is_in(raw, pa.array(["NaN", "Infinity", "-Infinity"]))
+    if pc.any(special).as_py():
+        faults.append((special, NOT_A_NUMBER))
+        raw = pc.if_else(special, pa.scalar(None, pa.string()), raw)
+    try:
+        return raw.cast(target), faults
+    except pa.ArrowInvalid:
+        # Zeros behind the last digit are no digits too many; anything else is.
+        short = pc.utf8_rtrim(pc.utf8_rtrim(raw, characters="0"), characters=".")
+        plain = pc.if_else(pc.match_substring(raw, "."), short, raw)
+        whole, scale = column.type.precision - column.type.scale, column.type.scale
+        fits = pc.match_substring_regex(plain, rf"^-?0*[0-9]{{0,{whole}}}(\.[0-9]{{0,{scale}}})?$")
+        faults.append((pc.invert(fits), too_many_digits(column)))
+        return pc.if_else(fits, plain, pa.scalar(None, pa.string())).cast(target), faults

@@ -7,7 +7,7 @@ that position's `exact_xmin` on, minus what the lake holds, and compares keys: c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import psycopg
     import pyarrow as pa
 
+    from lakehouse.capture.forbidden import Examined, Key
     from lakehouse.capture.position import Position, Snapshot
     from lakehouse.capture.projection import Violation
     from schemas.contract import Contract
@@ -87,24 +88,43 @@ class OpenWindow(Protocol):
     changes: int | None
     """Row versions ever written to the table, about, when the window was taken: what `status` measures its lag by."""
     plans: Sequence[Plan]
-    violations: dict[str, Violation]
-    """Organizations that broke the contract, filled while rows are read; their share is not to be landed."""
     refused: Mapping[str, LakehouseError]
     """Organizations whose lake was made from another source than this; no plan is theirs."""
+
+    @property
+    def violations(self) -> Mapping[str, Violation]:
+        """Organizations with too many rows that the lake cannot hold; their share is not to be landed."""
+        ...
+
+    @property
+    def flagged(self) -> Set[str]:
+        """Organizations of which `rows` left out rows that the lake cannot hold: `examine` reads those whole."""
+        ...
 
     def rows(self, plan: Plan) -> Iterator[pa.RecordBatch]:
         """The group's new rows: the contract's columns in lake types, then `_xmin`. Read to the end."""
         ...
 
+    def examine(self, organization: str, keys: Sequence[Key]) -> Iterator[Examined]:
+        """What the hot table has now, of the rows that `rows` left out and of those at `keys`; after `rows`.
+
+        A key that does not come is not there. Fills `violations` where a row that was left out is not found again.
+        """
+        ...
+
     def deletes(self, plan: Plan) -> Iterator[pa.RecordBatch]:
         """Tenant (text), identity columns of rows that are known to be gone; to be applied before `rows`.
 
-        Empty for a method that sees deletes by comparing keys only, and where the plan compares keys anyway.
+        Empty for a method that sees deletes by comparing keys only, and where the plan compares keys anyway. Without
+        rows that are there and that the lake cannot hold: it keeps their last good version.
         """
         ...
 
     def keys(self, plan: Plan) -> Iterator[pa.RecordBatch]:
-        """Tenant (text), identity columns of every row that the group's organizations have now."""
+        """Tenant, identity columns and `FORBIDDEN` of every row that the group's organizations have now.
+
+        Where the lake cannot hold the row (`FORBIDDEN`), what it cannot hold of these columns is null.
+        """
         ...
 
     def next_position(self, plan: Plan) -> Position:

@@ -88,6 +88,10 @@ class HotTable:
         digest = hashlib.sha256(json.dumps([shape, exported, self.partitions]).encode()).hexdigest()[:32]
         return digest, tuple(sorted({pair for c in used for pair in c.labels}))
 
+    def key_types(self, contract: Contract) -> dict[str, str]:
+        """The types of the primary key's columns, by lake name."""
+        return {k: self.columns[contract[k].source].type for k in contract.primary_key}
+
 
 class Source:
     """The hot database. Holds no connection; each method opens what it needs."""

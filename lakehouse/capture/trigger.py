@@ -24,6 +24,7 @@ from psycopg import sql
 
 from lakehouse.capture import installation
 from lakehouse.capture.fence import Verdict, judge
+from lakehouse.capture.forbidden import Flags, predicate
 from lakehouse.capture.installation import GONE, TRUNCATED, WHAT, Installation
 from lakehouse.capture.position import Position, Snapshot, SourceIdentity
 from lakehouse.capture.projection import select_list, to_lake
@@ -137,6 +138,8 @@ class TriggerCapture:
             fingerprint=hot.fingerprint(contract),
             identity=identity,
             tenant_type=hot.columns[contract[contract.tenant].source].type,
+            key_types=hot.key_types(contract),
+            flags=Flags(contract, self.settings.max_quarantined),
             changes=changes,
             log=log,
             log_tenant_type=installation.log_type(contract[contract.tenant], hot),
@@ -252,13 +255,11 @@ class TriggerWindow(XminWindow):
             ),
             select_list(contract, only=tuple(only)),
             installation.log_table(contract),
-            sql.SQL(" AND ").join(self._gone(plan)),
+            sql.SQL(" AND ").join([*self._gone(plan), *_landable(contract), self._not_quarantined()]),
         )
         for raw in stream(self.cursor, query, contract):
-            batch, violations = to_lake(raw, contract)
-            for violation in violations:
-                self.violations.setdefault(violation.organization, violation)
-            yield batch.select(only)
+            # A key that no lake could hold left nothing there to delete.
+            yield to_lake(raw, contract)[0].select(only)
 
     def next_position(self, plan: Plan) -> Position:
         """See `OpenWindow.next_position`. What the snapshot saw is the same for every group."""
@@ -282,10 +283,22 @@ class TriggerWindow(XminWindow):
             tenant_condition(self.contract, plan.group.organizations, self.log_tenant_type),
             *self._changed(plan),
             sql.SQL("t.{} = {}").format(sql.Identifier(WHAT), sql.Literal(GONE)),
-            *_landable(self.contract),
         ]
 
+    def _not_quarantined(self) -> sql.Composable:
+        """A row that is there and that the lake cannot hold is not gone: the lake keeps its last good version."""
+        # The log holds some types as text; in the hot table's own type its index serves.
+        types = {self.contract.tenant: self.tenant_type, **self.key_types}
+        same = [
+            sql.SQL("q.{c} = t.{c}::{own}").format(c=sql.Identifier(self.contract[name].source), own=sql.SQL(hot_type))
+            for name, hot_type in types.items()
+        ]
+        return sql.SQL("NOT EXISTS (SELECT FROM {} AS q WHERE {} AND {})").format(
+            self._table(), sql.SQL(" AND ").join(same), predicate(self.contract, alias="q")
+        )
+
     def _signs(self, plan: Plan) -> list[sql.Composed]:
+        # With the tombstones that are not landed: they may end a quarantine.
         gone = sql.SQL("SELECT 1 FROM {} AS t WHERE {} LIMIT 1").format(
             installation.log_table(self.contract), sql.SQL(" AND ").join(self._gone(plan))
         )

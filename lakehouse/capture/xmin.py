@@ -11,7 +11,7 @@ Cannot see: a row that was inserted and deleted, or versions that came and went,
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from psycopg import sql
 
 from lakehouse.capture.fence import SourceRefused, Verdict, judge, refusal
+from lakehouse.capture.forbidden import FORBIDDEN, Examined, Flags, Key, check_flagged, examine, predicate
 from lakehouse.capture.position import XID_SPACE, Position, Snapshot, SourceIdentity, new_ids, still_new
-from lakehouse.capture.projection import Violation, select_list, to_lake
+from lakehouse.capture.projection import Violation, convert, select_list, to_lake
 from lakehouse.capture.protocol import CONTENT_HASH, Group, Plan, WindowKind
 from lakehouse.capture.source import Source, SourceError, change_counts, check_table, describe, identify
 from lakehouse.clock import Clock
@@ -107,6 +108,8 @@ class XminCapture:
             fingerprint=hot.fingerprint(contract),
             identity=identity,
             tenant_type=hot.columns[contract[contract.tenant].source].type,
+            key_types=hot.key_types(contract),
+            flags=Flags(contract, self.settings.max_quarantined),
             changes=changes,
         )
 
@@ -167,9 +170,10 @@ class XminWindow:
     fingerprint: tuple[str, tuple[tuple[str, str], ...]]
     identity: SourceIdentity
     tenant_type: str
+    key_types: Mapping[str, str]
+    flags: Flags
     changes: int | None = None
     refused: Mapping[str, LakehouseError] = field(default_factory=dict)
-    violations: dict[str, Violation] = field(default_factory=dict)
     _seen: set[int] = field(default_factory=set)
 
     def rows(self, plan: Plan) -> Iterator[pa.RecordBatch]:
@@ -189,12 +193,12 @@ class XminWindow:
             sql.SQL(" AND ").join(self._conditions(plan)),
         )
         for raw in stream(self.cursor, query, self.contract):
-            batch, violations = to_lake(raw, self.contract, extra=(CONTENT_HASH,) if hashed else ())
-            for violation in violations:
-                self.violations.setdefault(violation.organization, violation)
+            if raw.num_rows:
+                # Before anything is filtered: what the lake already holds, or cannot, was exported too.
+                self._seen |= new_ids(raw.column(XMIN), self.snapshot)
+            batch, forbidden = to_lake(raw, self.contract, extra=(CONTENT_HASH,) if hashed else ())
+            self.flags.add(forbidden)
             if batch.num_rows:
-                # Before anything is filtered: what the lake already holds was exported too.
-                self._seen |= new_ids(batch.column(XMIN), self.snapshot)
                 yield batch
 
     def deletes(self, plan: Plan) -> Iterator[pa.RecordBatch]:
@@ -205,14 +209,41 @@ class XminWindow:
     def keys(self, plan: Plan) -> Iterator[pa.RecordBatch]:
         """See `OpenWindow.keys`."""
         only = tuple(dict.fromkeys((self.contract.tenant, *self.contract.identity)))
-        query = sql.SQL("SELECT {} FROM {} AS t WHERE {}").format(
-            select_list(self.contract, only=only), self._table(), self._tenants(plan)
+        query = sql.SQL("SELECT {}, {} AS {} FROM {} AS t WHERE {}").format(
+            select_list(self.contract, only=only),
+            predicate(self.contract),
+            sql.Identifier(FORBIDDEN),
+            self._table(),
+            self._tenants(plan),
         )
         for raw in stream(self.cursor, query, self.contract):
-            batch, violations = to_lake(raw, self.contract)
-            for violation in violations:
-                self.violations.setdefault(violation.organization, violation)
-            yield batch.select(list(only))
+            # With the rows that are forbidden, whose keys may have nulls then.
+            yield convert(raw, self.contract, extra=(FORBIDDEN,))[0].select([*only, FORBIDDEN])
+
+    def examine(self, organization: str, keys: Sequence[Key]) -> Iterator[Examined]:
+        """See `OpenWindow.examine`."""
+        yield from check_flagged(
+            self.flags,
+            organization,
+            examine(
+                lambda query: stream(self.cursor, query, self.contract),
+                self.contract,
+                tenant_condition(self.contract, [organization], self.tenant_type),
+                self.key_types,
+                keys=keys,
+                flagged=self.flags.of.get(organization),
+            ),
+        )
+
+    @property
+    def flagged(self) -> Set[str]:
+        """See `OpenWindow.flagged`."""
+        return self.flags.of.keys()
+
+    @property
+    def violations(self) -> Mapping[str, Violation]:
+        """See `OpenWindow.violations`."""
+        return self.flags.violations
 
     def unchanged(self) -> datetime | None:
         """When it was seen that no plan would read or compare anything; None where one would, or may."""

@@ -309,6 +309,9 @@ def _show(results: list[TableResult], *, as_json: bool) -> None:
     for r in results:
         for note in r.notes:
             stderr.print(f"note: {r.table}: every row was compared: {note}", markup=False, soft_wrap=True)
+        for organization, count in r.quarantined.items():
+            text = f"{count:,} rows are quarantined: the lake cannot hold them (`lakehouse quarantine list`)"
+            stderr.print(f"{r.table}: organization {organization}: {text}", markup=False, soft_wrap=True)
     _errors({r.table: r.errors for r in results})
 
 

@@ -11,7 +11,21 @@ import traceback
 
 import typer
 
-from lakehouse.cli import adopt, capture, deliver, demo, destinations, keys, lakes, maintain, prepare, read, run, setup
+from lakehouse.cli import (
+    adopt,
+    capture,
+    deliver,
+    demo,
+    destinations,
+    keys,
+    lakes,
+    maintain,
+    prepare,
+    quarantine,
+    read,
+    run,
+    setup,
+)
 from lakehouse.observe.redact import redact
 from schemas.errors import LakehouseError
 
@@ -34,6 +48,7 @@ adopt.register(lakes.lake_app)
 maintain.register(app)
 demo.register(app)
 keys.register(app)
+quarantine.register(app)
 
 
 def run_command() -> None:

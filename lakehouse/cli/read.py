@@ -49,6 +49,7 @@ def status(as_json: JsonFlag = False) -> None:
                     "cadence",
                     "lag",
                     "rows behind",
+                    "quarantined",
                     "deletes seen",
                     "last landing",
                     "watermark",
@@ -63,6 +64,7 @@ def status(as_json: JsonFlag = False) -> None:
                         duration(t.cadence_seconds),
                         duration(t.lag_seconds),
                         _behind(t),
+                        t.quarantined or "",
                         f"{duration(t.delete_lag_seconds)} ago" if t.reconciled_at else "never" if t.method else "",
                         t.landed_at,
                         t.watermark,
@@ -70,10 +72,17 @@ def status(as_json: JsonFlag = False) -> None:
                     )
                     for t in found.tables
                 ],
-                numbers=("cadence", "lag", "rows behind", "sequence"),
+                numbers=("cadence", "lag", "rows behind", "quarantined", "sequence"),
             )
         )
         for t in found.tables:
+            if t.quarantined:
+                stderr.print(
+                    f"quarantined: {t.table}: organization {t.organization}: {t.quarantined:,} rows that the lake "
+                    f"cannot hold (`lakehouse quarantine list`): {t.quarantined_first}",
+                    markup=False,
+                    soft_wrap=True,
+                )
             if t.error:
                 then = f"; tried again at {t.next_attempt_at:%H:%M:%S}" if t.next_attempt_at else ""
                 stderr.print(
@@ -172,7 +181,10 @@ def verify(
     limit: Annotated[int, typer.Option(help="Differences to name, for each table and organization.")] = 20,
     as_json: JsonFlag = False,
 ) -> None:
-    """Compare the hot tables with the lake's own files, by key and by content. Exit 1 if anything differs."""
+    """Compare the hot tables with the lake's own files, by key and by content. Exit 1 if anything differs.
+
+    A row that the lake cannot hold is counted as quarantined if its log holds it as it is now, else it differs.
+    """
     from lakehouse.capture.source import SourceTableMissing
     from lakehouse.query import find_tenant, tenants
     from lakehouse.verify.compare import verify_table
@@ -233,6 +245,7 @@ def comparison_table(results: list[Comparison], labels: dict[str, str]) -> Any:
             "missing",
             "extra",
             "content",
+            "quarantined",
             "repeated",
             "equal",
         ),
@@ -246,12 +259,13 @@ def comparison_table(results: list[Comparison], labels: dict[str, str]) -> Any:
                 r.missing,
                 r.extra,
                 r.content,
+                r.quarantined,
                 r.repeated,
                 "error" if r.error else r.equal,
             )
             for r in results
         ],
-        numbers=("hot rows", "lake rows", "versions", "missing", "extra", "content", "repeated"),
+        numbers=("hot rows", "lake rows", "versions", "missing", "extra", "content", "quarantined", "repeated"),
     )
 
 
@@ -259,6 +273,13 @@ def _differences(result: Comparison, labels: dict[str, str]) -> None:
     where = f"{result.table}: {labels.get(result.organization, result.organization)}"
     if result.error:
         stderr.print(f"error: {where}: {result.error.detail}\n  {result.error.hint}", markup=False, soft_wrap=True)
+    if result.quarantined:
+        stderr.print(
+            f"{where}: {result.quarantined:,} rows are not compared: the lake cannot hold them, and keeps them whole "
+            "beside it (`lakehouse quarantine list`)",
+            markup=False,
+            soft_wrap=True,
+        )
     for d in result.differences:
         key = ", ".join(f"{k}={v}" for k, v in d.key.items())
         what = {"missing": "not in the lake", "extra": "not in the hot table", "content": "other content"}[d.kind]

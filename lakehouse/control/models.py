@@ -194,6 +194,7 @@ class Cursor(Base):
     fence: Mapped[str | None]
     sequence: Mapped[int] = mapped_column(BigInteger)
     inventory: Mapped[dict[str, Any] | None]
+    quarantine: Mapped[dict[str, Any] | None]
     captured_at: Mapped[datetime]
     watermark: Mapped[datetime | None]
     landed_at: Mapped[datetime | None]
@@ -371,6 +372,8 @@ class BackfillRange(Base):
     captured_at: Mapped[datetime | None]
     row_count: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     files: Mapped[list[dict[str, Any]]] = mapped_column(server_default=text("'[]'"))
+    quarantined: Mapped[list[dict[str, Any]]] = mapped_column(server_default=text("'[]'"))
+    """Files of rows that the lake cannot hold; they become the log of quarantined rows."""
     finished_at: Mapped[datetime | None]
     __table_args__ = (CheckConstraint("status IN ('pending', 'done')", name="status"),)
 

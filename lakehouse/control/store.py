@@ -25,7 +25,7 @@ from lakehouse.control.models import (
     WarehouseDelivery,
     WarehouseDestination,
 )
-from lakehouse.landing.cursor import Inventory, LakeCursor
+from lakehouse.landing.cursor import Inventory, LakeCursor, Quarantine
 from lakehouse.outbox.lease import seconds
 
 if TYPE_CHECKING:
@@ -218,6 +218,7 @@ def _cursor(row: Any) -> LakeCursor:
         captured_at=row.captured_at,
         watermark=row.watermark,
         inventory=Inventory(**row.inventory) if row.inventory else None,
+        quarantine=Quarantine.from_json(row.quarantine) if row.quarantine else None,
     )
 
 
@@ -250,6 +251,7 @@ def write_cursor(
         "fence": cursor.fence,
         "sequence": cursor.sequence,
         "inventory": raw["inventory"],
+        "quarantine": raw["quarantine"],
         "captured_at": cursor.captured_at,
         "watermark": cursor.watermark,
         **HEALTHY,

@@ -35,6 +35,44 @@ class Inventory:
 
 
 @dataclass(frozen=True)
+class Quarantine:
+    """The log of the rows that the lake could not hold (`lakehouse.landing.quarantine`).
+
+    It comes and changes with the cursor, so in the commit of the window that met the row.
+    """
+
+    file: str
+    bytes: int
+    sha256: str
+    entries: int
+    open: int
+    """Rows that the hot table has and the lake cannot hold."""
+    first: str
+    """The first of those: its key, column and reason; empty where there is none."""
+    resolved_at: datetime | None = None
+    """When the window was captured that last found one mended or gone."""
+    sealed: tuple[str, ...] = ()
+    """Older files of the log."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (*self.sealed, self.file)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **{k: getattr(self, k) for k in self.__dataclass_fields__},
+            "resolved_at": self.resolved_at.isoformat() if self.resolved_at else None,
+            "sealed": list(self.sealed),
+        }
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Quarantine:
+        resolved = raw["resolved_at"]
+        moment = datetime.fromisoformat(resolved) if resolved else None
+        return cls(**{**raw, "resolved_at": moment, "sealed": tuple(raw["sealed"])})
+
+
+@dataclass(frozen=True)
 class LakeCursor:
     """Where one table of one organization stands."""
 
@@ -46,6 +84,7 @@ class LakeCursor:
     inventory: Inventory | None
     complete: bool = True
     """False between two parts of a backfill's landing: there is no position to go on from yet."""
+    quarantine: Quarantine | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -57,6 +96,7 @@ class LakeCursor:
             "watermark": self.watermark.isoformat() if self.watermark else None,
             "complete": self.complete,
             "inventory": {"sequence": self.inventory.sequence, "file": self.inventory.file} if self.inventory else None,
+            "quarantine": self.quarantine.to_json() if self.quarantine else None,
         }
 
     @classmethod
@@ -69,7 +109,15 @@ class LakeCursor:
             watermark=datetime.fromisoformat(raw["watermark"]) if raw["watermark"] else None,
             inventory=Inventory(**raw["inventory"]) if raw["inventory"] else None,
             complete=raw["complete"],
+            quarantine=Quarantine.from_json(raw["quarantine"]) if raw.get("quarantine") else None,
         )
+
+
+def needs_comparison(quarantine: Quarantine | None, position: Position) -> bool:
+    """Rows have left the quarantine since keys were compared last."""
+    if quarantine is None or quarantine.resolved_at is None:
+        return False
+    return position.reconciled_at is None or position.reconciled_at < quarantine.resolved_at
 
 
 def read_cursor(table: Table) -> LakeCursor | None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from catalog.lake import LakeAddress
+from lakehouse.capture.forbidden import FORBIDDEN
 from lakehouse.capture.position import HALF_SPACE, XID_SPACE
 from lakehouse.capture.protocol import CONTENT_HASH
 from lakehouse.duck import connect, lake_relation, literal, plain_path, quoted
@@ -139,9 +140,17 @@ class KeyReconciliation:
         self._connection = connection
         self._names = list(dict.fromkeys([contract.tenant, *contract.identity]))
         self._columns = ", ".join(quoted(n) for n in self._names)
+        # What the hot table has and the lake cannot hold, by primary key: usually nothing.
+        key = dict.fromkeys([contract.tenant, *contract.primary_key])
+        connection.execute(
+            f"CREATE TEMP TABLE quarantined AS SELECT {', '.join(map(quoted, key))} FROM hot WHERE {FORBIDDEN}"
+        )
+        connection.execute(f"DELETE FROM hot WHERE {FORBIDDEN}")
+        join = " AND ".join(f"q.{quoted(n)} = k.{quoted(n)}" for n in key)
+        self._quarantined = f"EXISTS (SELECT 1 FROM quarantined q WHERE {join})"
 
     def deleted(self, table: Table, cursor: LakeCursor) -> Iterator[pa.RecordBatch]:
-        """Rows (tenant and identity columns) that are alive in the lake and not in the hot table.
+        """Rows (tenant and identity columns) that are alive in the lake and whose key is not in the hot table.
 
         Raises:
             LakehouseError: the lake's files cannot be read.
@@ -156,17 +165,18 @@ class KeyReconciliation:
             raise unreadable(table, error) from error
 
     def _deleted(self, table: Table, inventory: Inventory | None) -> Iterator[pa.RecordBatch]:
-        if inventory is not None and not table.io.new_input(inventory.file).exists():
-            # It can be rebuilt: the lake itself knows.
-            inventory = None
         join = " AND ".join(f"h.{quoted(n)} = k.{quoted(n)}" for n in self._names)
         reader = self._connection.execute(
             f"SELECT {self._columns} FROM ({self._known(table, inventory)}) k "
-            f"WHERE NOT EXISTS (SELECT 1 FROM hot h WHERE {join})"
+            # The lake keeps the last good version of a row that it cannot hold as it is now.
+            f"WHERE NOT EXISTS (SELECT 1 FROM hot h WHERE {join}) AND NOT {self._quarantined}"
         ).to_arrow_reader(100_000)
         yield from reader
 
     def _known(self, table: Table, inventory: Inventory | None) -> str:
+        if inventory is not None and not table.io.new_input(inventory.file).exists():
+            # It can be rebuilt: the lake itself knows.
+            inventory = None
         history = lake_relation(table.metadata_location)
         since = inventory.sequence if inventory else -1
         versions = f"SELECT {self._columns}, {SEQUENCE}, {OP} FROM {history} WHERE {SEQUENCE} > {since}"
@@ -180,17 +190,26 @@ class KeyReconciliation:
             f"HAVING arg_max({OP}, {SEQUENCE}) <> '{DELETE}'"
         )
 
-    def write_inventory(self, table: Table, organization: str, sequence: int) -> Inventory:
-        """Write this organization's present keys beside the table; the cursor will name the file."""
+    def write_inventory(self, table: Table, organization: str, sequence: int, cursor: LakeCursor) -> Inventory:
+        """Write this organization's present keys beside the table; the cursor will name the file.
+
+        Of a row that the lake cannot hold: the identity under which the lake has it, if it does. `cursor`: the one
+        that the window was read from.
+        """
         path = f"{table.location()}/inventory/{sequence}-{uuid.uuid4().hex[:8]}.parquet"
         tenant = quoted(self.contract.tenant)
         if path.startswith("file://"):
             from pathlib import Path
 
             Path(plain_path(path)).parent.mkdir(parents=True, exist_ok=True)
+        mine = f"{tenant}::VARCHAR = {literal(organization)}"
+        keys = f"SELECT {self._columns} FROM hot WHERE {mine}"
+        kept = self._connection.execute(f"SELECT count(*) FROM quarantined WHERE {mine}").fetchall()[0][0]
+        if kept and table.current_snapshot() is not None:
+            known = self._known(table, cursor.inventory)
+            keys += f" UNION ALL SELECT {self._columns} FROM ({known}) k WHERE {mine} AND {self._quarantined}"
         self._connection.execute(
-            f"COPY (SELECT {self._columns}, false AS archived FROM hot "
-            f"WHERE {tenant}::VARCHAR = {literal(organization)}) "
+            f"COPY (SELECT {self._columns}, false AS archived FROM ({keys})) "
             f"TO {literal(plain_path(path))} (FORMAT parquet, COMPRESSION zstd)"
         )
         return Inventory(sequence, path)
@@ -209,7 +228,8 @@ def key_reconciliation(
             names = dict.fromkeys([contract.tenant, *contract.identity])
             from schemas.types import arrow_type
 
-            schema = pa.schema([pa.field(n, arrow_type(contract[n].type)) for n in names])
+            fields = [pa.field(n, arrow_type(contract[n].type)) for n in names]
+            schema = pa.schema([*fields, pa.field(FORBIDDEN, pa.bool_())])
             connection.register("stream", pa.Table.from_batches([], schema))
         else:
             connection.register("stream", pa.RecordBatchReader.from_batches(first.schema, _chain(first, keys)))

@@ -114,7 +114,7 @@ def write_stream(
 
     rows, first, last = 0, None, None
     with lake_errors(path), io.new_output(path).create(overwrite=False) as stream:
-        hashing = _Hashing(stream)
+        hashing = HashingStream(stream)
         with (
             pa.PythonFile(hashing, mode="w") as sink,
             pq.ParquetWriter(sink, schema, **_writer_options(contract, expected_rows)) as writer,
@@ -160,7 +160,7 @@ def row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held)
 
 
-class _Hashing:
+class HashingStream:
     """A stream that hashes and counts what is written through it. Closing it leaves the stream below open."""
 
     def __init__(self, stream: Any) -> None:

@@ -44,9 +44,15 @@ _NAMED = text(
     SELECT f->>'path' FROM backfills b JOIN backfill_ranges r ON r.backfill_id = b.id, jsonb_array_elements(r.files) f
     WHERE b.table_name = :table AND b.status = 'running' AND f->>'organization' = :organization
     UNION ALL
-    SELECT inventory->>'file' FROM cursors WHERE organization_id = :organization AND table_name = :table
+    SELECT f->>'path' FROM backfills b JOIN backfill_ranges r ON r.backfill_id = b.id,
+        jsonb_array_elements(r.quarantined) f
+    WHERE b.table_name = :table AND b.status = 'running' AND f->>'organization' = :organization
     UNION ALL
-    SELECT c->'inventory'->>'file' FROM landings l, LATERAL (VALUES (cursor_before), (cursor_after)) v(c)
+    SELECT unnest(ARRAY[inventory->>'file', quarantine->>'file']) FROM cursors
+    WHERE organization_id = :organization AND table_name = :table
+    UNION ALL
+    SELECT unnest(ARRAY[c->'inventory'->>'file', c->'quarantine'->>'file'])
+    FROM landings l, LATERAL (VALUES (cursor_before), (cursor_after)) v(c)
     WHERE l.organization_id = :organization AND l.table_name = :table AND l.status = 'staged'
     """
 )

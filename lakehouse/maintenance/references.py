@@ -65,7 +65,7 @@ class References:
         return found
 
     def everything(self) -> set[str]:
-        """All that the table refers to now: its snapshots' files, metadata files, statistics, the key inventory."""
+        """All that the table refers to now: snapshots' files, metadata, statistics, key inventory, quarantined rows."""
         metadata = self.table.metadata
         found = self.of(metadata.snapshots)
         found.add(self.table.metadata_location)
@@ -75,6 +75,8 @@ class References:
         cursor = read_cursor(self.table)
         if cursor is not None and cursor.inventory is not None:
             found.add(cursor.inventory.file)
+        if cursor is not None and cursor.quarantine is not None:
+            found.update(cursor.quarantine.files)
         return found
 
     def live(self) -> list[LiveFile]:

@@ -1,7 +1,12 @@
-"""Compares one table of every organization: hot PostgreSQL on one side, DuckDB over the lake on the other."""
+"""Compares one table of every organization: hot PostgreSQL on one side, DuckDB over the lake on the other.
+
+A quarantined row is neither equal nor missing: if the log holds what the hot table has, to the last character, it is
+counted on its own and left out of the rest; if it does not, it differs like any other.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,13 +15,16 @@ from psycopg import sql
 
 from catalog.tables import open_table
 from lakehouse.app import App
+from lakehouse.capture.forbidden import Flags, Key, examine
 from lakehouse.capture.position import HALF_SPACE, XID_SPACE, Position
-from lakehouse.capture.projection import Violation, select_list, to_lake
+from lakehouse.capture.projection import select_list, to_lake
 from lakehouse.capture.source import HotTable, check_table, describe
 from lakehouse.capture.xmin import stream, tenant_condition, transaction
 from lakehouse.control import store
 from lakehouse.duck import connect, literal, plain_path, quoted
+from lakehouse.landing.cursor import read_cursor
 from lakehouse.landing.history import read_history
+from lakehouse.landing.quarantine import open_keys
 from schemas.canonical import duckdb_field_text, duckdb_hash, postgres_field_text, postgres_hash
 from schemas.contract import Contract
 from schemas.errors import LakehouseError
@@ -58,6 +66,8 @@ class Comparison:
     missing: int = 0
     extra: int = 0
     content: int = 0
+    quarantined: int = 0
+    """Rows that the lake cannot hold, and whose whole content its log of quarantined rows does."""
     repeated: int = 0
     """Versions that landed more than once in one history of the source: same key, same transaction, same content."""
     differences: list[Difference] = field(default_factory=list)
@@ -90,7 +100,7 @@ def verify_table(
         except LakehouseError as error:
             comparison.error = error
     cursors = store.cursors(app.engine, contract.table)
-    violations: dict[str, Violation] = {}
+    flags = Flags(contract, app.settings.capture.max_quarantined)
     with (
         connect(app.addresses_of(tables)) as duck,
         app.source.catalog() as catalog,
@@ -100,11 +110,13 @@ def verify_table(
     ):
         hot = describe(catalog, contract)
         check_table(contract, hot)
-        _load_hot(duck, cursor, contract, hot, list(tables), violations)
+        _load_hot(duck, cursor, contract, hot, list(tables), flags)
         for organization, table in tables.items():
             comparison = results[organization]
-            if organization in violations:
-                comparison.error = violations[organization].error(contract)
+            try:
+                _set_aside(duck, cursor, contract, hot, table, comparison, flags)
+            except LakehouseError as error:
+                comparison.error = error
                 continue
             position = cursors[organization].position if organization in cursors else None
             try:
@@ -139,7 +151,7 @@ def _load_hot(
     contract: Contract,
     hot: HotTable,
     organizations: list[str],
-    violations: dict[str, Violation],
+    flags: Flags,
 ) -> None:
     """Stream key, xmin and content hash of every hot row into DuckDB, which spills what does not fit."""
     import pyarrow as pa
@@ -165,8 +177,7 @@ def _load_hot(
         )
         for raw in stream(cursor, query, contract):
             batch, found = to_lake(raw, contract, extra=(HASH,))
-            for violation in found:
-                violations.setdefault(violation.organization, violation)
+            flags.add(found)
             yield batch.select(schema.names).cast(schema)
 
     if organizations:
@@ -175,6 +186,66 @@ def _load_hot(
         duck.register("stream", schema.empty_table())
     duck.execute("CREATE TEMP TABLE hot AS SELECT * FROM stream")
     duck.unregister("stream")
+
+
+def _set_aside(
+    duck: duckdb.DuckDBPyConnection,
+    cursor: Any,
+    contract: Contract,
+    hot: HotTable,
+    table: Table,
+    comparison: Comparison,
+    flags: Flags,
+) -> None:
+    """Put the keys of rows that are quarantined as they are now into DuckDB's table `quarantined`.
+
+    Raises:
+        ContractViolation: a row whose key the lake cannot hold is not quarantined. LakehouseError: the log is gone.
+    """
+    import pyarrow as pa
+
+    from schemas.types import arrow_type
+
+    found = read_cursor(table)
+    organization = comparison.organization
+    flagged = flags.of.get(organization)
+    entries = open_keys(table.io, found.quarantine if found else None)
+    rows: dict[str, list[Any]] = {k: [] for k in contract.primary_key}
+    unmatched = None if flagged is None else flagged.first
+    matched = 0
+    if entries or flagged:
+        source_type = hot.columns[contract[contract.tenant].source].type
+        done: set[Key] = set()
+        faulty = 0
+        for row in examine(
+            lambda query: stream(cursor, query, contract),
+            contract,
+            tenant_condition(contract, [organization], source_type),
+            hot.key_types(contract),
+            keys=list(entries),
+            flagged=flagged,
+        ):
+            if row.key in done:
+                continue
+            done.add(row.key)
+            entry = entries.get(row.key)
+            if row.content is None:
+                continue
+            if entry is None or entry.content_sha256 != hashlib.sha256(row.content.encode()).hexdigest():
+                faulty += row.values in flagged.keys or None in row.values if flagged else 0
+                continue
+            matched += 1
+            for name, value in zip(contract.primary_key, row.values, strict=True):
+                rows[name].append(value)
+        if not faulty:
+            unmatched = None
+    if organization in flags.violations:
+        raise flags.violations[organization].error(contract)
+    if unmatched is not None:
+        raise unmatched.error(contract)
+    comparison.quarantined = matched
+    schema = pa.schema([pa.field(k, arrow_type(contract[k].type)) for k in contract.primary_key])
+    duck.register("quarantined", pa.table(rows, schema=schema))
 
 
 def _compare(
@@ -189,7 +260,9 @@ def _compare(
     names = _identity(contract)
     columns = ", ".join(quoted(n) for n in names)
     tenant = quoted(contract.tenant)
-    mine = f"SELECT {columns}, {XMIN}, {HASH} FROM hot WHERE {tenant}::VARCHAR = $organization"
+    same = " AND ".join(f"q.{quoted(k)} = r.{quoted(k)}" for k in contract.primary_key)
+    known = f"NOT EXISTS (SELECT 1 FROM quarantined q WHERE {same})"
+    mine = f"SELECT {columns}, {XMIN}, {HASH} FROM hot r WHERE {tenant}::VARCHAR = $organization AND {known}"
     if table.current_snapshot() is None:
         lake = f"SELECT {columns}, '' AS {HASH} FROM hot WHERE false"
     else:
@@ -200,8 +273,9 @@ def _compare(
         )
         identity = ", ".join(quoted(n) for n in contract.identity)
         lake = (
-            f"SELECT {columns}, {HASH} FROM versions "
-            f"QUALIFY row_number() OVER (PARTITION BY {identity} ORDER BY {SEQUENCE} DESC) = 1 AND {OP} <> '{DELETE}'"
+            # Of a quarantined row the lake shows the last good version, if there was one.
+            f"SELECT * FROM (SELECT {columns}, {HASH} FROM versions QUALIFY row_number() OVER "
+            f"(PARTITION BY {identity} ORDER BY {SEQUENCE} DESC) = 1 AND {OP} <> '{DELETE}') r WHERE {known}"
         )
         comparison.versions = _one(duck, "SELECT count(*) FROM versions")
         if repeats:

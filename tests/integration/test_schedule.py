@@ -184,7 +184,7 @@ def test_an_empty_list_of_organizations_stops_nobody(house: Lakehouse) -> None:
 
 
 def test_one_that_fails_leaves_the_group_is_tried_alone_and_joins_again(house: Lakehouse) -> None:
-    house.reopen(WORK__RETRY_BASE_SECONDS="1000")
+    house.reopen(WORK__RETRY_BASE_SECONDS="1000", CAPTURE__MAX_QUARANTINED="0")
     with house.hot() as hot:
         for organization in ("org-a", "org-b"):
             insert_events(hot, organization, 1, 3)

@@ -473,7 +473,8 @@ def test_rows_from_another_databases_future_are_refused(house: Lakehouse) -> Non
 def test_one_organizations_bad_value_does_not_stop_it_for_good(house: Lakehouse) -> None:
     with house.hot() as hot:
         hot.execute("UPDATE ingested_events SET occurred_at = 'infinity' WHERE id = 'org-a-e1'")
-        assert "infinite" in house.sync("events").errors["org-a"].detail
+        house.reopen(CAPTURE__MAX_QUARANTINED="0")
+        assert "infinit" in house.sync("events").errors["org-a"].detail
         hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e1'")
         house.sync_ok("events")
     house.assert_equal("events")

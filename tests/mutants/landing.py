@@ -15,7 +15,60 @@ CATALOGS = "contract/test_catalogs.py"
 MAINTENANCE = "integration/test_maintenance.py"
 WINDOWS = "integration/test_windows.py"
 
+QUARANTINE = "integration/test_quarantine.py"
+
 MUTANTS = (
+    mutant(
+        "quarantined-rows-are-not-read-again",
+        "lakehouse/sync.py",
+        "window.examine(organization, list(known.open) if known else [])",
+        "window.examine(organization, [])",
+        f"{QUARANTINE}::test_the_lake_keeps_the_last_good_version",
+    ),
+    mutant(
+        "quarantined-is-deleted",
+        "lakehouse/landing/held.py",
+        'WHERE {join}) AND NOT {self._quarantined}"\n        ).to_arrow_reader',
+        'WHERE {join})"\n        ).to_arrow_reader',
+        f"{QUARANTINE}::test_the_lake_keeps_the_last_good_version",
+    ),
+    mutant(
+        "mended-stays-open",
+        "lakehouse/landing/quarantine.py",
+        "            if key in fine or key not in seen:",
+        "            if key not in seen:",
+        f"{QUARANTINE}::test_the_lake_keeps_the_last_good_version",
+    ),
+    mutant(
+        "quarantine-log-not-checked",
+        "lakehouse/sync.py",
+        "*([staged(item.organization, log)] if log else [])",
+        "",
+        f"{QUARANTINE}::test_a_log_that_was_changed_is_not_committed_by_another_process",
+    ),
+    mutant(
+        "sealed-without-the-open-rows",
+        "lakehouse/landing/quarantine.py",
+        '                if not seal or row["sequence"] in wanted:',
+        "                if not seal:",
+        f"{QUARANTINE}::test_a_big_log_is_sealed_and_nothing_of_it_is_lost",
+    ),
+    Mutant(
+        "no-bound-on-the-quarantine",
+        (
+            Edit(
+                "lakehouse/landing/quarantine.py",
+                "                if len(opened) > most:\n                    raise _too_many(contract, organization, opened[row.key]",
+                "                if False:\n                    raise _too_many(contract, organization, opened[row.key]",
+            ),
+            Edit(
+                "lakehouse/capture/forbidden.py",
+                "            if len(flagged.keys) > self.most:",
+                "            if False:",
+            ),
+        ),
+        (f"{QUARANTINE}::test_too_many_stop_their_organization",),
+    ),
     mutant(
         "no-fence",
         COMMIT,
