@@ -187,6 +187,7 @@ class App:
         """Close the databases' connections and the proxy. The application can be used again and opens them again."""
         if (leases := self.__dict__.pop("leases", None)) is not None:
             leases.close()
+        self.source.close()
         with self._lock:
             engines = [
                 self.__dict__.pop("engine", None),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -18,6 +18,7 @@ from psycopg import sql
 
 from lakehouse.capture.position import SourceIdentity
 from lakehouse.capture.projection import base_type
+from lakehouse.capture.sessions import Sessions
 from lakehouse.settings import SourceSettings
 from schemas.contract import Contract
 from schemas.errors import ContractViolation, LakehouseError, Retry
@@ -94,11 +95,39 @@ class HotTable:
 
 
 class Source:
-    """The hot database. Holds no connection; each method opens what it needs."""
+    """The hot database. Holds no connection, but for those that `session` keeps where that was asked for."""
 
     def __init__(self, settings: SourceSettings) -> None:
         self.settings = settings
         self._url = settings.url.get_secret_value()
+        self._sessions: Sessions | None = None
+
+    def keep_sessions(self, most: int) -> None:
+        """From now on keep so many idle sessions for the next windows, until `close`: for a program that goes on."""
+        self._sessions = Sessions(self._open_both, most)
+
+    def close(self) -> None:
+        """Close what was kept; nothing is kept any more."""
+        sessions, self._sessions = self._sessions, None
+        if sessions is not None:
+            sessions.close()
+
+    @contextmanager
+    def session(self) -> Iterator[tuple[psycopg.Connection[tuple[Any, ...]], AdbcConnection]]:
+        """Both connections for one window, opened together.
+
+        Raises:
+            SourceError: it does not answer or refuses.
+        """
+        sessions = self._sessions or Sessions(self._open_both, 0)
+        try:
+            with sessions.session() as session:
+                yield session.catalog, session.reader
+        except psycopg.OperationalError as error:
+            raise self._refused(error) from error
+
+    def _open_both(self, stack: ExitStack) -> tuple[Any, Any]:
+        return stack.enter_context(self.catalog()), stack.enter_context(self.reader())
 
     @contextmanager
     def catalog(self, *, bounded: bool = False) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:

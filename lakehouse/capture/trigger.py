@@ -90,8 +90,7 @@ class TriggerCapture:
             NotPrepared: column, triggers, index or log are missing, changed or switched off.
         """
         with (
-            self.source.catalog() as catalog,
-            self.source.reader() as reader,
+            self.source.session() as (catalog, reader),
             reader.cursor() as cursor,
             transaction(cursor, contract),
         ):

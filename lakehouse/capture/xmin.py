@@ -62,7 +62,7 @@ class XminCapture:
         self, contract: Contract, groups: Sequence[Group], *, reconcile: bool | None = None
     ) -> Iterator[XminWindow]:
         """See `CaptureMethod.open_window`."""
-        with self.source.catalog() as catalog, self.source.reader() as reader, reader.cursor() as cursor:
+        with self.source.session() as (catalog, reader), reader.cursor() as cursor:
             bound = prune_bound(catalog) if contract.watermark and contract.watermark.every_change else None
             with transaction(cursor, contract):
                 yield self._open(contract, groups, catalog, cursor, bound, reconcile)

@@ -231,6 +231,7 @@ def sync(
     contracts = chosen(app, names)
     # What no later round can mend (settings, control tables) ends the program now.
     _ = app.engine
+    app.source.keep_sessions(1)
     warn_newcomers(app)
     stop = threading.Event()
     period = parse_duration(every, "--every") if every else None

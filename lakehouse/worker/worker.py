@@ -49,6 +49,7 @@ class Worker:
 
     def start(self) -> None:
         """Begin to work, in threads of its own."""
+        self.app.source.keep_sessions(self.app.settings.work.concurrency)
         for number in range(self.app.settings.work.concurrency):
             thread = threading.Thread(target=self._slot, name=f"worker {number}", daemon=True)
             thread.start()

@@ -14,6 +14,20 @@ FENCES = "integration/test_fences.py"
 CHANGES = "integration/test_source_changes.py"
 
 MUTANTS = (
+    mutant(
+        "sessions-of-any-age",
+        "lakehouse/capture/sessions.py",
+        "        if time.monotonic() - self.opened > LONGEST_SECONDS:",
+        "        if False:",
+        "integration/test_sessions.py::test_an_old_pair_is_opened_anew",
+    ),
+    mutant(
+        "sessions-kept-after-an-error",
+        "lakehouse/capture/sessions.py",
+        "            session.close()\n            raise",
+        "            self._idle.append(session)\n            raise",
+        "integration/test_sessions.py::test_a_window_that_failed_keeps_nothing",
+    ),
     Mutant(
         "window-from-xmax",
         (
