@@ -35,6 +35,12 @@ _STORAGE_HINTS = (
         Retry.MANUAL,
     ),
     (
+        # Before those who refuse: a quota that is used up comes as a 403 from some servers.
+        ("InsufficientStorage", "StorageFull", "QuotaExceeded", "No space left on device", "Disk quota exceeded"),
+        "The storage is full: make room or raise the quota. Nothing was lost, and it goes on by itself.",
+        Retry.TIMED,
+    ),
+    (
         ("ACCESS_DENIED", "AccessDenied", "Forbidden", "HTTP response code: 403"),
         "Check LAKEHOUSE_LAKE__S3__ACCESS_KEY_ID and LAKEHOUSE_LAKE__S3__SECRET_ACCESS_KEY; they must allow to read, "
         "list, write and delete below the warehouse prefix.",
@@ -49,8 +55,12 @@ _STORAGE_HINTS = (
             "Timeout",
             "SLOW_DOWN",
             "SERVICE_UNAVAILABLE",
+            "INTERNAL_FAILURE",
+            "HTTP status 50",
+            "HTTP response code: 50",
         ),
-        "The storage does not answer: check LAKEHOUSE_LAKE__S3__ENDPOINT and the network; nothing was lost.",
+        "The storage does not answer, or is in trouble: check LAKEHOUSE_LAKE__S3__ENDPOINT and the network. "
+        "Nothing was lost.",
         Retry.TIMED,
     ),
 )

@@ -1,11 +1,14 @@
 """Named places where a test can make this process die, fail or wait.
 
 `LAKEHOUSE_FAILPOINTS="landing.after_commit=kill;backfill.range_done=kill@3"` arms them; without the variable
-a failpoint is one dictionary look-up. An action may carry `@n`: it then acts on the n-th pass only.
+a failpoint is two dictionary look-ups. An action may carry `@n`: it then acts on the n-th pass only.
 
 Actions: `kill` (SIGKILL to this process, nothing is cleaned up), `error` (raises FailpointError),
 `touch:PATH` (creates PATH, so that a test can wait for the moment), `hold:PATH` (creates PATH and waits until
 somebody removes it).
+
+`LAKEHOUSE_FAILPOINT_LOG=PATH` counts: each pass appends a line "name passed", and one more "name <action>" where it
+acts, from whichever process. The crash suite adds them up.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ NAMES: dict[str, str] = {
     "work.claimed": "a table's task is claimed, nothing is read",
     "capture.before_read": "a window's snapshot is taken, nothing is read",
     "capture.chunk_staged": "one chunk of a window lies in the lake's folder, nothing refers to it",
+    "capture.file_begun": "the first rows of a data file are on their way, the file has no end yet",
     "landing.recorded": "all files of a window are staged and recorded, no table was touched",
     "landing.before_commit": "one organization's share is about to be committed",
     "landing.after_commit": "one organization's share is committed, nothing is acknowledged",
@@ -76,11 +80,13 @@ def failpoint(name: str) -> None:
     """Pass the failpoint `name`; does nothing unless it is armed."""
     if name not in NAMES:
         raise ValueError(f"unknown failpoint {name}")
+    _note(name, "passed")
     if (armed := _armed().get(name)) is None:
         return
     if armed.on_pass is not None and next(armed.passes) != armed.on_pass:
         return
     kind, _, argument = armed.action.partition(":")
+    _note(name, kind)
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif kind == "error":
@@ -92,3 +98,10 @@ def failpoint(name: str) -> None:
             threading.Event().wait(0.02)
     else:
         raise LakehouseError(f"LAKEHOUSE_FAILPOINTS: {name}: no action is named {armed.action!r}")
+
+
+def _note(name: str, what: str) -> None:
+    if path := os.environ.get("LAKEHOUSE_FAILPOINT_LOG"):
+        # One short write to a file opened for appending: lines of several processes do not mix.
+        with Path(path).open("a") as log:
+            log.write(f"{name} {what}\n")

@@ -310,7 +310,7 @@ class Settings(BaseSettings):
         return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(file)))
 
 
-_NOT_SETTINGS = {"LAKEHOUSE_CONFIG", "LAKEHOUSE_FAILPOINTS"}
+_NOT_SETTINGS = {"LAKEHOUSE_CONFIG", "LAKEHOUSE_FAILPOINTS", "LAKEHOUSE_FAILPOINT_LOG"}
 
 
 def sqlalchemy_url(url: str) -> str:

@@ -29,7 +29,7 @@ from lakehouse.app import App
 from lakehouse.capture.protocol import Group, OpenWindow, Plan, WindowKind, group_positions
 from lakehouse.capture.source import SourceError
 from lakehouse.control import landings, store
-from lakehouse.control.database import ControlError
+from lakehouse.control.database import control_broke_off
 from lakehouse.control.landings import IdleMove, StagedShare, staged_share
 from lakehouse.failpoints import failpoint
 from lakehouse.landing.commit import FencedError, land
@@ -45,7 +45,7 @@ from lakehouse.outbox.retry import decide
 from lakehouse.outbox.tasks import CAPTURE, ClaimedTask
 from lakehouse.result import TableResult
 from schemas.contract import Contract
-from schemas.errors import LakehouseError, Retry
+from schemas.errors import LakehouseError
 from schemas.lake_columns import DELETE
 
 if TYPE_CHECKING:
@@ -100,16 +100,6 @@ def sync_table(app: App, contract: Contract, *, reconcile: bool | None = None) -
     except DBAPIError as error:
         result.errors[""] = control_broke_off(contract.table, error)
     return result
-
-
-def control_broke_off(what: str, error: Exception) -> ControlError:
-    """Our error for a control database that broke off in the middle of work."""
-    text = str(getattr(error, "orig", error)).strip().splitlines()
-    return ControlError(
-        f"{what}: the control database broke off: {text[-1] if text else type(error).__name__}",
-        "Nothing was lost: the next round asks the lake what landed.",
-        retry=Retry.TIMED,
-    )
 
 
 def capture_table(
@@ -450,6 +440,8 @@ def land_all(
     app: App, contract: Contract, tables: LakeTables, staged: Sequence[StagedShare], result: TableResult
 ) -> None:
     """Commit and acknowledge every share; one organization's fault is its own. The small ones are not kept waiting."""
+    from sqlalchemy.exc import DBAPIError
+
     if not staged:
         return
     leases = [item.lease for item in staged]
@@ -466,6 +458,10 @@ def land_all(
                 snapshot = future.result()
             except LakehouseError as error:
                 result.errors[item.organization] = error
+            except DBAPIError as error:
+                # Nobody can be told: the share keeps its lease until that runs out, and is then asked for in the lake.
+                what = f"{contract.table} of organization {item.organization}"
+                result.errors[item.organization] = control_broke_off(what, error)
             except Exception as error:  # noqa: BLE001 - noted with the delivery; raised when the others are done
                 error.add_note(f"while landing {contract.table} of organization {item.organization}")
                 unknown.append(error)

@@ -11,6 +11,8 @@ import pytest
 from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.embedded.s3 import EmbeddedS3
 
+pytest_plugins = ["tests.crash_report"]
+
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[EmbeddedPostgres]:

@@ -158,7 +158,7 @@ class Lakehouse:
         return [sys.executable, "-c", "from lakehouse.cli import main; main()", *arguments]
 
     def environment(self, failpoints: str = "") -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("LAKEHOUSE_")}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("LAKEHOUSE_") or k == "LAKEHOUSE_FAILPOINT_LOG"}
         return kept | self.variables | ({"LAKEHOUSE_FAILPOINTS": failpoints} if failpoints else {})
 
 

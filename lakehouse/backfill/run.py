@@ -24,6 +24,7 @@ from lakehouse.capture.position import Snapshot
 from lakehouse.capture.source import HotTable, check_table, describe, identify
 from lakehouse.capture.xmin import prune_bound
 from lakehouse.control import landings, store
+from lakehouse.control.database import control_broke_off
 from lakehouse.executor import Executor
 from lakehouse.failpoints import failpoint
 from lakehouse.landing.commit import land, reset_incomplete
@@ -35,7 +36,7 @@ from lakehouse.outbox import tasks
 from lakehouse.outbox.lease import Lease, LeaseLostError
 from lakehouse.outbox.retry import decide
 from lakehouse.outbox.tasks import BACKFILL, ClaimedTask
-from lakehouse.sync import LakeTables, control_broke_off
+from lakehouse.sync import LakeTables
 from schemas.contract import Contract
 from schemas.errors import ContractViolation, LakehouseError, Retry
 

@@ -119,11 +119,13 @@ class Source:
         Raises:
             SourceError: it does not answer or refuses.
         """
+        from adbc_driver_manager import Error
+
         sessions = self._sessions or Sessions(self._open_both, 0)
         try:
             with sessions.session() as session:
                 yield session.catalog, session.reader
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, Error) as error:
             raise self._refused(error) from error
 
     def _open_both(self, stack: ExitStack) -> tuple[Any, Any]:

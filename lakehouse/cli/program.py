@@ -65,6 +65,20 @@ def run_command() -> None:
         sys.stderr.close()
         sys.exit(0)
     except Exception as error:  # noqa: BLE001 - a fault of ours: shown whole, but without secrets
+        if (known := _control_broke_off(error)) is not None:
+            sys.stderr.write(f"error: {redact(known.detail)}\n  {known.hint}\n")
+            sys.exit(2)
         # Typer puts its own hook in place of Python's, so the traceback is printed here.
         sys.stderr.write(redact("".join(traceback.format_exception(error))))
         sys.exit(1)
+
+
+def _control_broke_off(error: Exception) -> LakehouseError | None:
+    """Our error where the control database broke off in the middle of a command; None where it was something else."""
+    if (alchemy := sys.modules.get("sqlalchemy.exc")) is None:
+        return None
+    if not isinstance(error, alchemy.OperationalError | alchemy.InterfaceError):
+        return None
+    from lakehouse.control.database import control_broke_off
+
+    return control_broke_off("this command", error)

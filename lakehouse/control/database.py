@@ -26,6 +26,16 @@ class ControlError(LakehouseError):
     """The control database is not there, refuses, or holds another version or installation."""
 
 
+def control_broke_off(what: str, error: Exception) -> ControlError:
+    """Our error for a control database that broke off in the middle of work."""
+    text = str(getattr(error, "orig", error)).strip().splitlines()
+    return ControlError(
+        f"{what}: the control database broke off: {text[-1] if text else type(error).__name__}",
+        "Nothing was lost: the next round asks the lake what landed.",
+        retry=Retry.TIMED,
+    )
+
+
 def open_engine(settings: Settings) -> Engine:
     """An engine for the control tables; does not connect yet."""
     from sqlalchemy import create_engine

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from catalog.errors import StorageError, lake_errors
 from catalog.objects import Writes
+from lakehouse.failpoints import failpoint
 from schemas.contract import Contract
 from schemas.lake_columns import CAPTURED_AT, OP, SEQUENCE, WINDOW, XMIN, lake_fields
 from schemas.types import LogicalType
@@ -123,6 +124,7 @@ def write_stream(
                 if table.num_rows == 0:
                     continue
                 writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+                failpoint("capture.file_begun")
                 rows += table.num_rows
                 found = pc.min_max(table[SEQUENCE])
                 first = min(x for x in (first, found["min"].as_py()) if x is not None)

@@ -16,6 +16,7 @@ from federation.config import COPYING
 from federation.kinds import DestinationKind
 from lakehouse.backfill.run import BackfillResult, run_backfill
 from lakehouse.capture.source import SourceTableMissing
+from lakehouse.control.database import control_broke_off
 from lakehouse.executor import LocalProcesses
 from lakehouse.observe.events import describe
 from lakehouse.outbox import deliveries, tasks
@@ -178,6 +179,12 @@ class Worker:
             tasks.put_off(self.app.engine, task.lease, NOT_THERE_SECONDS)
 
     def _unexpected(self, what: str, error: Exception) -> None:
+        from sqlalchemy.exc import DBAPIError
+
+        if isinstance(error, DBAPIError) and error.connection_invalidated:
+            # What was under way keeps its lease until that runs out.
+            self.app.events.emit(what, outcome="error", error=describe(control_broke_off(what, error)))
+            return
         # The error's own place shows it too; the traceback is only here.
         self.app.events.emit(
             "unexpected",

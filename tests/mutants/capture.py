@@ -15,6 +15,13 @@ CHANGES = "integration/test_source_changes.py"
 
 MUTANTS = (
     mutant(
+        "sessions-errors-unknown",
+        "lakehouse/capture/source.py",
+        "        except (psycopg.OperationalError, Error) as error:",
+        "        except psycopg.OperationalError as error:",
+        "faults/test_storage_refuses.py::test_what_the_operator_sees",
+    ),
+    mutant(
         "sessions-of-any-age",
         "lakehouse/capture/sessions.py",
         "        if time.monotonic() - self.opened > LONGEST_SECONDS:",

@@ -19,6 +19,13 @@ QUARANTINE = "integration/test_quarantine.py"
 
 MUTANTS = (
     mutant(
+        "a-full-bucket-is-a-refusal",
+        "catalog/errors.py",
+        '("InsufficientStorage", "StorageFull", "QuotaExceeded", "No space left on device", "Disk quota exceeded")',
+        '("StorageFull", "No space left on device", "Disk quota exceeded")',
+        "faults/test_storage_refuses.py::test_a_bucket_that_takes_nothing",
+    ),
+    mutant(
         "quarantined-rows-are-not-read-again",
         "lakehouse/sync.py",
         "window.examine(organization, list(known.open) if known else [])",

@@ -1,0 +1,73 @@
+"""A delivery is killed before its destination was asked, and after it took effect: each kind ends equal, once."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from federation.config import COPYING
+from federation.kinds import DestinationKind
+from lakehouse import destinations
+from lakehouse.deliver.parity import parity
+from lakehouse.deliver.run import deliver_now
+from lakehouse.embedded.postgres import EmbeddedPostgres
+from lakehouse.embedded.s3 import EmbeddedS3
+from tests.support import Lakehouse, host_tables, insert_events, s3_variables
+
+
+@pytest.fixture
+def house(postgres_url: str, s3: EmbeddedS3, bucket: str) -> Iterator[Lakehouse]:
+    host_tables(postgres_url, ("org-a",))
+    lakehouse = Lakehouse(postgres_url, s3_variables(postgres_url, s3, bucket))
+    lakehouse.reopen(EGRESS__ALLOW='["127.0.0.1", "localhost"]', SECRETS__KEYS='{"v1": "hex:' + "ab" * 32 + '"}')
+    lakehouse.init()
+    yield lakehouse
+    lakehouse.close()
+
+
+def target(kind: DestinationKind, postgres: EmbeddedPostgres, s3: EmbeddedS3) -> tuple[dict[str, Any], dict[str, str]]:
+    """Config and credentials of a fresh target."""
+    tag = secrets.token_hex(4)
+    if kind is DestinationKind.POSTGRES_REPLICA:
+        return {"schema": "copy", "history": True}, {"url": postgres.create_database(f"copy_{tag}")}
+    keys = {"access_key_id": s3.access_key, "secret_access_key": s3.secret_key}
+    return {"location": f"s3://{s3.create_bucket(f'copy-{tag}')}/files", "endpoint": s3.endpoint}, keys
+
+
+@pytest.mark.parametrize("failpoint", ["delivery.claimed", "delivery.delivered"])
+@pytest.mark.parametrize("kind", sorted(COPYING))
+def test_killed_in_a_delivery(
+    house: Lakehouse, postgres_server: EmbeddedPostgres, s3: EmbeddedS3, kind: DestinationKind, failpoint: str
+) -> None:
+    config, credentials = target(kind, postgres_server, s3)
+    with house.hot() as hot:
+        insert_events(hot, "org-a", 1, 10)
+        house.backfill("events")
+        there = destinations.add(
+            house.app,
+            organization="org-a",
+            kind=kind.value,
+            name="there",
+            config=config,
+            tables=["events"],
+            cadence_seconds=900,
+            table_cadences={},
+            credentials=credentials,
+        )
+        for step in (1, 2):
+            done = house.run("deliver", failpoints=f"{failpoint}=kill", check=None)
+            assert done.returncode == -signal.SIGKILL, (done.stdout, done.stderr)
+            # Rows move on before the lease of the dead one runs out.
+            insert_events(hot, "org-a", 100 * step, 3)
+            hot.execute("UPDATE ingested_events SET severity = 'LOW' WHERE id = 'org-a-e5'")
+            hot.execute("DELETE FROM ingested_events WHERE id = %s", [f"org-a-e{step}"])
+            house.sync_ok("events", reconcile=True)
+            with house.app.engine.begin() as connection:
+                connection.exec_driver_sql("UPDATE warehouse_deliveries SET lease_expires_at = now() - interval '1 s'")
+    assert [r.error for r in deliver_now(house.app, [there], ["events"]) if r.error] == []
+    (found,) = parity(house.app, [there], ["events"])
+    assert found.equal and found.lag == 0, (found, str(found.error))
