@@ -2,6 +2,7 @@
 
 A key belongs to one writer, and to at most one of its open transactions, so the order in which a key's versions
 are committed is known: each version carries a number that only grows. Shared keys are counted up in place by all.
+`tests/property/world.py` stops them all for a moment to truncate a table, or to let an organization come or go.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
-
-from tests.support import ORGANIZATIONS
 
 SHARED_KEYS = tuple(f"shared-{n}" for n in range(3))
 FIRST_DAY = datetime(2026, 1, 1)  # noqa: DTZ001 - the host's columns have no time zone
@@ -74,24 +73,68 @@ class Open:
     end: Callable[[bool], None]
 
 
+class Keys:
+    """A set from which one can be drawn without looking at all of them."""
+
+    def __init__(self) -> None:
+        self._keys: list[Key] = []
+        self._places: dict[Key, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, key: Key) -> None:
+        if key not in self._places:
+            self._places[key] = len(self._keys)
+            self._keys.append(key)
+
+    def discard(self, key: Key) -> None:
+        if (place := self._places.pop(key, None)) is not None:
+            last = self._keys.pop()
+            if last != key:
+                self._keys[place] = last
+                self._places[last] = place
+
+    def draw(self, choose: random.Random) -> Key:
+        return self._keys[choose.randrange(len(self._keys))]
+
+
+@dataclass
+class Common:
+    """What all writers share. `pause`: the longest wait between two steps (s); `mass`: rows of one statement."""
+
+    url: str
+    seed: str
+    organizations: list[str]
+    pause: float
+    mass: tuple[int, int]
+    stop: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
+    """While it is not set, nobody begins a step."""
+    prepare: threading.Event = field(default_factory=threading.Event)
+    """While it is set, transactions are prepared too; while one is, no window can be pruned."""
+
+
 @dataclass
 class Writer:
     """One thread. `committed` holds every version that a snapshot may have seen."""
 
     number: int
-    url: str
-    seed: str
-    stop: threading.Event
-    prepare: threading.Event
-    """While it is set, transactions are prepared too; while one is, no window can be pruned."""
+    common: Common
     alive: dict[Key, str] = field(default_factory=dict)
-    gone: dict[Key, None] = field(default_factory=dict)
+    living: Keys = field(default_factory=Keys)
+    gone: Keys = field(default_factory=Keys)
     committed: set[tuple[Key, int]] = field(default_factory=set)
+    transactions: int = 0
+    shared: int = 0
     done: dict[str, int] = field(default_factory=dict)
     error: BaseException | None = None
 
     def __post_init__(self) -> None:
-        self.random = random.Random(f"{self.seed}/{self.number}")
+        self.random = random.Random(f"{self.common.seed}/{self.number}")
+        self.url = self.common.url
+        self.step = threading.Lock()
+        """Held while a step is taken."""
         self.ticks = 0
         self.created = 0
         self.open: list[Open] = []
@@ -107,31 +150,42 @@ class Writer:
     def _run(self) -> None:
         try:
             with psycopg.connect(self.url, autocommit=True) as connection:
-                while not self.stop.is_set():
-                    self._step(connection)
-                    self.stop.wait(self.random.uniform(0, 0.04))
-                self._end_open(everything=True)
+                while not self.common.stop.is_set():
+                    if self.common.go_on.wait(0.1):
+                        with self.step:
+                            self._step(connection)
+                    if self.common.pause:
+                        self.common.stop.wait(self.random.uniform(0, self.common.pause))
+                self.end_open(everything=True)
         except BaseException as error:  # handed to the test, which raises it
             self.error = error
 
     def _step(self, connection: psycopg.Connection[Any]) -> None:
-        self._end_open()
-        actions = {self._short: 10, self._savepoints: 5, self._block: 3, self._shared: 3, self._bulk: 1}
+        self.end_open()
+        actions = {self._short: 10, self._savepoints: 5, self._block: 3, self._shared: 3, self._bulk: 1, self._mass: 1}
         if len(self.open) < 2:
-            actions |= {self._long: 1, self._prepared: int(self.prepare.is_set())}
+            actions |= {self._long: 1, self._prepared: int(self.common.prepare.is_set())}
         action = self.random.choices(list(actions), list(actions.values()))[0]
         self.done[action.__name__] = self.done.get(action.__name__, 0) + 1
         action(connection)
 
-    def _apply(self, changes: Versions) -> None:
+    def apply(self, changes: Versions) -> None:
+        """These were committed."""
+        self.transactions += 1
         for key, (organization, number) in changes.items():
             self.committed.add((key, number))
             if organization is None:
                 self.alive.pop(key, None)
-                self.gone[key] = None
+                self.living.discard(key)
+                self.gone.add(key)
             else:
                 self.alive[key] = organization
-                self.gone.pop(key, None)
+                self.living.add(key)
+                self.gone.discard(key)
+
+    def vanished(self, which: Callable[[Key, str], bool]) -> None:
+        """Somebody else removed these rows, for good."""
+        self.apply({key: (None, self._tick()) for key, o in self.alive.items() if which(key, o)})
 
     @contextmanager
     def _transaction(self, connection: psycopg.Connection[Any], commits: float = 0.9) -> Iterator[Versions]:
@@ -141,7 +195,7 @@ class Writer:
         yield changes
         if self.random.random() < commits:
             connection.execute("COMMIT")
-            self._apply(changes)
+            self.apply(changes)
         else:
             connection.execute("ROLLBACK")
 
@@ -180,10 +234,29 @@ class Writer:
             ).format(sql.Identifier(table.name), stamp),
             [self.random.choice(SHARED_KEYS)],
         )
+        self.transactions += 1
+        self.shared += 1
 
     def _bulk(self, connection: psycopg.Connection[Any]) -> None:
         with self._transaction(connection) as changes:
             self._copy(connection, self.random.choice(TABLES), self.random.randint(2, 20), changes)
+
+    def _mass(self, connection: psycopg.Connection[Any]) -> None:
+        """Many rows in one statement, all with one stamp: ties in one millisecond."""
+        table = self.random.choice(TABLES)
+        with self._transaction(connection) as changes:
+            picked = (self._pick(changes, alive=True) for _ in range(self.random.randint(*self.common.mass)))
+            keys = dict.fromkeys(k for k in picked if k is not None and k[0] is table)
+            numbers = [self._tick() for _ in keys]
+            stamp = sql.SQL(", updated_at = timezone('utc', clock_timestamp())") if table.stamp else sql.SQL("")
+            connection.execute(
+                sql.SQL(
+                    "UPDATE {} AS t SET payload = jsonb_build_object('n', v.n, 'skew', 0.0){} "
+                    "FROM unnest(%s::text[], %s::bigint[]) AS v (id, n) WHERE t.id = v.id"
+                ).format(sql.Identifier(table.name), stamp),
+                [[name for _, name in keys], numbers],
+            )
+            changes.update({key: (self.alive[key], n) for key, n in zip(keys, numbers, strict=True)})
 
     def _copy(self, connection: psycopg.Connection[Any], table: HotTable, count: int, changes: Versions) -> None:
         rows = [self._new_row((table, self._new_key()), changes) for _ in range(count)]
@@ -209,7 +282,7 @@ class Writer:
         self._leave_open(changes, end)
 
     def _prepared(self, connection: psycopg.Connection[Any]) -> None:
-        name = f"{self.seed}/{self.number}/{self._tick()}"
+        name = f"{self.common.seed}/{self.number}/{self._tick()}"
         changes: Versions = {}
         connection.execute("BEGIN")
         self._change_some(connection, changes)
@@ -228,13 +301,13 @@ class Writer:
         lasts = self.random.uniform(*self.random.choice([(0.1, 2), (0.1, 2), (4, 6)]))
         self.open.append(Open(time.monotonic() + lasts, changes, end))
 
-    def _end_open(self, *, everything: bool = False) -> None:
+    def end_open(self, *, everything: bool = False) -> None:
         for late in [o for o in self.open if everything or time.monotonic() >= o.deadline]:
             commit = self.random.random() < 0.8
             late.end(commit)
             self.open.remove(late)
             if commit:
-                self._apply(late.changes)
+                self.apply(late.changes)
 
     def _change_some(self, connection: psycopg.Connection[Any], changes: Versions, *, again: bool = True) -> None:
         """One to five changes; keys that are new to `changes` are taken unless another transaction has them."""
@@ -248,7 +321,7 @@ class Writer:
         if organization is None:
             self._insert(connection, key, changes)
             return
-        kind = self.random.choices(["update", "move", "delete", "again"], [10, 1, 2, 2])[0]
+        kind = self.random.choices(["update", "move", "delete", "again", "rename"], [10, 1, 2, 2, 1])[0]
         if kind in ("delete", "again"):
             connection.execute(sql.SQL("DELETE FROM {} WHERE id = %s").format(sql.Identifier(table.name)), [name])
             changes[key] = (None, self._tick())
@@ -257,16 +330,20 @@ class Writer:
             return
         number = self._tick()
         if kind == "move":
-            organization = self.random.choice(ORGANIZATIONS)
+            organization = self.random.choice(self.common.organizations)
         values = {"organization_id": organization, **self._content(table, number)}
         if table.stamp and self.random.random() < 0.1:
             values = {"organization_id": organization, "payload": f'{{"n": {number}}}'}  # by hand: nothing stamps it
+        if kind == "rename":
+            changes[key] = (None, self._tick())
+            key = (table, self._new_key())
+            values |= {"id": key[1], table.event_time: event_time(key[1])}
         assignments = [sql.SQL("{} = {}").format(sql.Identifier(c), sql.Placeholder(c)) for c in values]
         connection.execute(
-            sql.SQL("UPDATE {} SET {} WHERE id = %(id)s").format(
+            sql.SQL("UPDATE {} SET {} WHERE id = %(old)s").format(
                 sql.Identifier(table.name), sql.SQL(", ").join(assignments)
             ),
-            {**values, "id": name},
+            {**values, "old": name},
         )
         changes[key] = (organization, number)
 
@@ -283,7 +360,7 @@ class Writer:
 
     def _new_row(self, key: Key, changes: Versions) -> dict[str, Any]:
         table, name = key
-        organization, number = self.random.choice(ORGANIZATIONS), self._tick()
+        organization, number = self.random.choice(self.common.organizations), self._tick()
         changes[key] = (organization, number)
         return {
             "id": name,
@@ -297,19 +374,21 @@ class Writer:
         """The payload with its number; where the table has a stamp, one by a clock that is mostly right."""
         if table.stamp is None:
             return {"payload": f'{{"n": {number}}}'}
-        skew = self.random.choices([0.0, -2.0, 0.5, -3600.0], [16, 1, 1, 2])[0]
+        skew = self.random.choices([0.0, -2.0, 0.5, -5.0, 5.0, -3600.0], [16, 1, 1, 1, 1, 2])[0]
         # The transaction has begun: by a true clock, no stamp is older than it.
         stamp = datetime.now(UTC).replace(tzinfo=None) + timedelta(seconds=skew)
         return {"payload": f'{{"n": {number}, "skew": {skew}}}', table.stamp: stamp}
 
     def _pick(self, changes: Versions, *, alive: bool) -> Key | None:
         """A key that this transaction may change: `alive`, or one that was there and is gone."""
-        taken = {k for o in self.open if o.changes is not changes for k in o.changes}
-        if alive:
-            known = [k for k in self.alive if k not in taken and changes.get(k, ("", 0))[0] is not None]
-        else:
-            known = [k for k in self.gone if k not in taken and k not in changes]
-        return self.random.choice(known) if known else None
+        taken = [o.changes for o in self.open if o.changes is not changes]
+        known = self.living if alive else self.gone
+        for _ in range(8 if len(known) else 0):
+            key = known.draw(self.random)
+            usable = changes.get(key, ("", 0))[0] is not None if alive else key not in changes
+            if usable and not any(key in other for other in taken):
+                return key
+        return None
 
     def _new_key(self) -> str:
         self.created += 1
