@@ -58,6 +58,8 @@ class World:
     house: Lakehouse
     common: Common
     rows: int
+    guests: bool = True
+    """Whether an organization comes and goes."""
     writers: list[Writer] = field(default_factory=list)
     events: dict[str, int] = field(default_factory=dict)
     guest_is_there: bool = False
@@ -107,7 +109,7 @@ class World:
         choose = random.Random(f"{self.common.seed}/befall")
         try:
             while not self.common.stop.wait(choose.uniform(1, 5)):
-                action = choose.choice([self._truncate, self._guest])
+                action = choose.choice([self._truncate, self._guest] if self.guests else [self._truncate])
                 with self._standing_still():
                     action(choose)
         except BaseException as error:  # raised by `running`
