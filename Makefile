@@ -21,8 +21,8 @@ test: $(READY) ## Check the code, then run every test on real servers (ARGS="-k 
 	@$(BIN)/lint-imports
 	@$(BIN)/pytest -n 2 $(ARGS)
 
-bench: $(READY) ## 2,000 windows with maintenance on: does a landing get dearer? (ARGS="--windows 200")
-	@$(BIN)/python -m tests.bench.landings $(ARGS)
+bench: $(READY) ## Measure every part and write docs/benchmarks.md (ARGS="--only PART", "--rows 200000")
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 mutants: $(READY) ## Plant each defect of docs/correctness.md; fail unless tests catch them all (ARGS="--list")
 	@$(BIN)/python -m tests.mutants $(ARGS)

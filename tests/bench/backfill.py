@@ -1,0 +1,108 @@
+"""Point 1: how fast a table is read for the first time, beside what PostgreSQL gives away at all.
+
+A *drain* is `COPY ingested_events TO STDOUT (FORMAT binary)` by psql into nothing: one connection, and two at once
+with half of the table each. Our time is that of the program `lakehouse backfill` from start to end: imports,
+reading, Parquet, upload and commit. Every round measures the drains and all forms, so that ratios are of one
+moment; the lake is compared with the table, row by row, after the last round.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from schemas.contract import BUILT_IN
+from tests.bench import measure
+from tests.bench.world import World, client, command, fill, lakehouse, organizations, program, scalar
+
+Say = Callable[[str], None]
+TABLE = "public.ingested_events"
+
+
+def drain(url: str, middle: str | None = None) -> float:
+    """Seconds that one connection takes for the whole table; two connections if `middle` says where to halve it."""
+    halves = [TABLE]
+    if middle is not None:
+        halves = [f"(SELECT * FROM {TABLE} WHERE id {side} '{middle}')" for side in ("<", ">=")]
+    began = time.perf_counter()
+    running = [
+        subprocess.Popen(
+            [client("psql"), url, "-qc", f"COPY {half} TO STDOUT (FORMAT binary)"], stdout=subprocess.DEVNULL
+        )
+        for half in halves
+    ]
+    statuses = [process.wait() for process in running]
+    if any(statuses):
+        raise RuntimeError("psql failed")
+    return time.perf_counter() - began
+
+
+def flat_contracts(folder: Path) -> str:
+    """A folder with the contract `events_flat`: the same table, not partitioned."""
+    raw = json.loads((BUILT_IN / "events" / "v1.json").read_text())
+    (folder / "events_flat").mkdir(parents=True, exist_ok=True)
+    raw |= {"table": "events_flat", "event_time": None}
+    raw.pop("$schema", None)
+    (folder / "events_flat" / "v1.json").write_text(json.dumps(raw))
+    return json.dumps(["builtin", str(folder)])
+
+
+def once(world: World, variables: dict[str, str], table: str) -> measure.Run:
+    """A new installation and one backfill of the table, measured as a process."""
+    with psycopg.connect(world.url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA IF EXISTS lakehouse CASCADE")
+    lakehouse(variables, "init")
+    return measure.run(command("backfill", "--table", table, "--json"), program(variables))
+
+
+def run(world: World, rows: int, rounds: int, say: Say) -> dict[str, Any]:
+    """Measure every form. Figures are medians of the rounds."""
+    found: dict[str, Any] = {"rows": rows, "rounds": rounds, "forms": {}}
+    drains: list[float] = []
+    twice: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        contracts = flat_contracts(Path(folder))
+        for count in (1, 100):
+            url = world.database(f"backfill{count}")
+            organizations(url, count)
+            fill(url, rows, of=count)
+            found["row_bytes"] = scalar(url, f"SELECT pg_relation_size('{TABLE}') / count(*) FROM {TABLE}")
+            middle = scalar(url, f"SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY id) FROM {TABLE}")
+            bucket = world.s3.create_bucket(f"backfill-{count}")
+            for round_ in range(rounds):
+                drains.append(drain(url))
+                twice.append(drain(url, middle))
+                for table in ("events", "events_flat"):
+                    variables = world.variables(bucket, CONTRACTS=contracts)
+                    variables["LAKEHOUSE_LAKE__WAREHOUSE"] += f"-{table}-{round_}"
+                    done = once(world, variables, table)
+                    form = found["forms"].setdefault(f"{table} {count}", {"ratios": [], "runs": []})
+                    form["ratios"].append(drains[-1] / done.seconds)
+                    form["runs"].append([done.seconds, done.processor, done.megabytes])
+                    say(
+                        f"backfill {table:11} of {count:3}: {rows / done.seconds:9,.0f} rows/s, "
+                        f"{form['ratios'][-1]:.2f} of the drain, {done.processor / rows * 1e6:.1f} µs a row, "
+                        f"{done.megabytes:.0f} MB"
+                    )
+                    if round_ == rounds - 1:
+                        lakehouse(variables, "verify", "--table", table, "--json")
+    for form in found["forms"].values():
+        seconds, processor, megabytes = (statistics.median(x) for x in zip(*form.pop("runs"), strict=True))
+        form |= {
+            "rows_per_second": round(rows / seconds),
+            "ratio": round(statistics.median(form.pop("ratios")), 3),
+            "processor_us": round(processor / rows * 1e6, 2),
+            "megabytes": round(megabytes),
+            "equal": True,
+        }
+    found["drain"] = round(rows / statistics.median(drains))
+    found["drain_two"] = round(rows / statistics.median(twice))
+    return found
