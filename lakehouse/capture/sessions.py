@@ -1,9 +1,9 @@
 """Connections that a running program keeps between windows: opening them took half of a window that finds nothing.
 
-A session is a pair, opened together and given up together: what the catalog says and what is read must be of one
-server, also while a name or a proxy moves on to another one. A pair serves one window at a time, is asked before it is
-used again, is closed after any error, and is never older than `LONGEST_SECONDS`: after that, whoever answers at the
-source's address then is found, and judged, as ever. Nothing is open in a transaction between windows.
+A session is one connection: what the catalog says and what is read are of one server and of one transaction. It serves
+one window at a time, is asked before it is used again, is closed after any error, and is never older than
+`LONGEST_SECONDS`: after that, whoever answers at the source's address then is found, and judged, as ever. Nothing is
+open in a transaction between windows.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import psycopg
     from adbc_driver_postgresql.dbapi import Connection as AdbcConnection
 
 LONGEST_SECONDS = 30.0
@@ -25,36 +24,33 @@ LONGEST_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Session:
-    """Both ways into the hot database."""
+    """A connection to the hot database."""
 
-    catalog: psycopg.Connection[tuple[Any, ...]]
     reader: AdbcConnection
     opened: float
     close: Callable[[], None]
 
     def answers(self) -> bool:
-        """Young enough, and both connections are alive."""
-        import psycopg
+        """Young enough, and alive."""
         from adbc_driver_manager import Error
 
         if time.monotonic() - self.opened > LONGEST_SECONDS:
             return False
         try:
-            self.catalog.execute("SELECT 1")
             with self.reader.cursor() as cursor:
                 cursor.execute("SELECT 1")
                 cursor.fetchone()
-        except (psycopg.Error, Error, OSError):
+        except (Error, OSError):
             # It ended while nobody used it: a new one says what is wrong, if anything is.
             return False
         return True
 
 
 class Sessions:
-    """Keeps at most `most` idle sessions. `open_session`: opens both connections within the given stack."""
+    """Keeps at most `most` idle sessions."""
 
-    def __init__(self, open_session: Callable[[ExitStack], tuple[Any, Any]], most: int) -> None:
-        self._open = open_session
+    def __init__(self, connect: Callable[[], AbstractContextManager[AdbcConnection]], most: int) -> None:
+        self._connect = connect
         self._most = most
         self._idle: list[Session] = []
         self._lock = threading.Lock()
@@ -94,17 +90,16 @@ class Sessions:
     def _new(self) -> Session:
         with ExitStack() as stack:
             began = time.monotonic()
-            catalog, reader = self._open(stack)
+            reader = stack.enter_context(self._connect())
             held = stack.pop_all()
-        return Session(catalog, reader, began, lambda: _close(held))
+        return Session(reader, began, lambda: _close(held))
 
 
 def _close(held: ExitStack) -> None:
-    import psycopg
     from adbc_driver_manager import Error
 
     from lakehouse.capture.source import SourceError
 
     # What is broken already may say so once more; what broke it is what matters.
-    with contextlib.suppress(psycopg.Error, Error, OSError, SourceError):
+    with contextlib.suppress(Error, OSError, SourceError):
         held.close()

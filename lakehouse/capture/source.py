@@ -1,6 +1,7 @@
 """The hot database: connections, who it is, what a table really looks like.
 
-Rows are read by ADBC (Arrow, no Python object a value); the catalog by psycopg.
+Rows are read by ADBC (Arrow, no Python object a value), and so is the catalog within a window (`Reading`); what has no
+window asks the catalog by psycopg.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString, Protocol
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import psycopg
@@ -25,6 +26,7 @@ from schemas.errors import ContractViolation, LakehouseError, Retry
 
 if TYPE_CHECKING:
     from adbc_driver_postgresql.dbapi import Connection as AdbcConnection
+    from adbc_driver_postgresql.dbapi import Cursor as AdbcCursor
 
 APPLICATION = "lakehouse"
 
@@ -94,6 +96,52 @@ class HotTable:
         return {k: self.columns[contract[k].source].type for k in contract.primary_key}
 
 
+class Rows(Protocol):
+    """What a statement answers; of the driver's types."""
+
+    def fetchone(self) -> Any: ...
+    def fetchall(self) -> Any: ...
+
+
+class Catalog(Protocol):
+    """What can be asked about tables: a psycopg connection, or a window's own transaction (`Reading`)."""
+
+    def execute(self, query: LiteralString, params: Sequence[Any] | None = None, /) -> Rows: ...
+
+
+class Reading:
+    """The connection that reads rows, asked about tables as a psycopg connection is.
+
+    A window asks within its own transaction. Over a second connection it could wait behind somebody who waits for the
+    window's lock on the table (TRUNCATE, a migration's ALTER TABLE): both would wait for ever, and the host's
+    statements behind them, for PostgreSQL cannot see that two sessions are of one program. Who holds a lock is never
+    made to wait for the same one.
+    """
+
+    def __init__(self, cursor: AdbcCursor) -> None:
+        self._cursor = cursor
+
+    def execute(self, query: LiteralString, params: Sequence[Any] | None = None, /) -> Rows:
+        """Run a statement with %s where values go.
+
+        Raises:
+            SourceError: the database broke off or refused.
+        """
+        from adbc_driver_manager import Error
+
+        text = sql.SQL(query.replace("%s", "{}")).format(*(sql.Literal(p) for p in params or ())).as_string(None)
+        try:
+            self._cursor.execute(text)
+        except (Error, OSError) as error:
+            raise SourceError(
+                f"what the source knows about its tables cannot be read: {' '.join(str(error).split())[:400]}",
+                "Nothing was lost.",
+                retry=Retry.TIMED,
+            ) from error
+        rows: Rows = self._cursor
+        return rows
+
+
 class Source:
     """The hot database. Holds no connection, but for those that `session` keeps where that was asked for."""
 
@@ -104,7 +152,7 @@ class Source:
 
     def keep_sessions(self, most: int) -> None:
         """From now on keep so many idle sessions for the next windows, until `close`: for a program that goes on."""
-        self._sessions = Sessions(self._open_both, most)
+        self._sessions = Sessions(self.reader, most)
 
     def close(self) -> None:
         """Close what was kept; nothing is kept any more."""
@@ -113,23 +161,20 @@ class Source:
             sessions.close()
 
     @contextmanager
-    def session(self) -> Iterator[tuple[psycopg.Connection[tuple[Any, ...]], AdbcConnection]]:
-        """Both connections for one window, opened together.
+    def session(self) -> Iterator[AdbcConnection]:
+        """The connection of one window: a new one, or one that was kept.
 
         Raises:
             SourceError: it does not answer or refuses.
         """
         from adbc_driver_manager import Error
 
-        sessions = self._sessions or Sessions(self._open_both, 0)
+        sessions = self._sessions or Sessions(self.reader, 0)
         try:
             with sessions.session() as session:
-                yield session.catalog, session.reader
-        except (psycopg.OperationalError, Error) as error:
+                yield session.reader
+        except Error as error:
             raise self._refused(error) from error
-
-    def _open_both(self, stack: ExitStack) -> tuple[Any, Any]:
-        return stack.enter_context(self.catalog()), stack.enter_context(self.reader())
 
     @contextmanager
     def catalog(self, *, bounded: bool = False) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
@@ -230,7 +275,7 @@ class Source:
         return dict(rows)
 
 
-def change_counts(connection: psycopg.Connection[Any], contracts: Sequence[Contract]) -> dict[str, int]:
+def change_counts(connection: Catalog, contracts: Sequence[Contract]) -> dict[str, int]:
     """By lake table: row versions that were ever inserted, updated or deleted, as the statistics count them.
 
     About right: what was rolled back counts too, and the server adds a session's figures a second late.
@@ -255,7 +300,7 @@ def _options(more: dict[str, str]) -> str:
     return " ".join(f"-c{name}={value}" for name, value in (SESSION | more).items())
 
 
-def describe(connection: psycopg.Connection[Any], contract: Contract) -> HotTable:
+def describe(connection: Catalog, contract: Contract) -> HotTable:
     """The hot table as the catalog has it now.
 
     Raises:
@@ -351,7 +396,7 @@ def _same_type(actual: str, expected: str, *, decimal: bool) -> bool:
     return actual == expected if decimal else base_type(actual) == base_type(expected)
 
 
-def identify(connection: psycopg.Connection[Any], hot: HotTable, address: str) -> SourceIdentity:
+def identify(connection: Catalog, hot: HotTable, address: str) -> SourceIdentity:
     """Which table of which database this is; `address` as the settings have it, without credentials.
 
     On a standby the timeline is the one being replayed.

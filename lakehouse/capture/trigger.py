@@ -29,7 +29,7 @@ from lakehouse.capture.installation import GONE, TRUNCATED, WHAT, Installation
 from lakehouse.capture.position import Position, Snapshot, SourceIdentity
 from lakehouse.capture.projection import select_list, to_lake
 from lakehouse.capture.protocol import Group, Plan, WindowKind
-from lakehouse.capture.source import Source, SourceError, change_counts, check_table, describe, identify
+from lakehouse.capture.source import Reading, Source, SourceError, change_counts, check_table, describe, identify
 from lakehouse.capture.xmin import (
     CHANGED,
     XminWindow,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from adbc_driver_postgresql.dbapi import Cursor as AdbcCursor
 
-    from lakehouse.capture.source import HotTable
+    from lakehouse.capture.source import Catalog, HotTable
 
 _COLUMN = sql.Identifier(CHANGE_XID)
 
@@ -89,12 +89,12 @@ class TriggerCapture:
         Raises:
             NotPrepared: column, triggers, index or log are missing, changed or switched off.
         """
-        with (
-            self.source.session() as (catalog, reader),
-            reader.cursor() as cursor,
-            transaction(cursor, contract),
-        ):
-            yield self._open(contract, groups, catalog, cursor, reconcile)
+        with self.source.session() as reader, reader.cursor() as cursor:
+            catalog = Reading(cursor)
+            # Before the snapshot: what changes meanwhile is rather counted as not read yet.
+            changes = change_counts(catalog, [contract]).get(contract.table)
+            with transaction(cursor, contract):
+                yield self._open(contract, groups, catalog, cursor, changes, reconcile)
 
     def unchanged(
         self, catalog: psycopg.Connection[Any], contract: Contract, groups: Sequence[Group]
@@ -102,20 +102,20 @@ class TriggerCapture:
         """See `CaptureMethod.unchanged`."""
         cursor: Any = catalog.cursor()
         with transaction(cursor, contract):
-            return self._open(contract, groups, catalog, cursor, None).unchanged()
+            return self._open(contract, groups, catalog, cursor, None, None).unchanged()
 
     def _open(
         self,
         contract: Contract,
         groups: Sequence[Group],
-        catalog: psycopg.Connection[Any],
+        catalog: Catalog,
         cursor: AdbcCursor,
+        changes: int | None,
         reconcile: bool | None,
     ) -> TriggerWindow:
         hot = describe(catalog, contract)
         check_table(contract, hot)
         identity = identify(catalog, hot, self.source.settings.address)
-        changes = change_counts(catalog, [contract]).get(contract.table)
         snapshot = Snapshot.parse(_text(cursor, contract, sql.SQL("SELECT pg_current_snapshot()::text")))
         captured_at = self.clock()
         failpoint("capture.before_read")

@@ -24,7 +24,7 @@ from lakehouse.capture.forbidden import FORBIDDEN, Examined, Flags, Key, check_f
 from lakehouse.capture.position import XID_SPACE, Position, Snapshot, SourceIdentity, new_ids, still_new
 from lakehouse.capture.projection import Violation, convert, select_list, to_lake
 from lakehouse.capture.protocol import CONTENT_HASH, Group, Plan, WindowKind
-from lakehouse.capture.source import Source, SourceError, change_counts, check_table, describe, identify
+from lakehouse.capture.source import Reading, Source, SourceError, change_counts, check_table, describe, identify
 from lakehouse.clock import Clock
 from lakehouse.failpoints import failpoint
 from lakehouse.settings import CaptureSettings
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from adbc_driver_postgresql.dbapi import Cursor as AdbcCursor
 
-    from lakehouse.capture.source import HotTable
+    from lakehouse.capture.source import Catalog, HotTable
 
 PRUNE_MARGIN = timedelta(seconds=3)
 """Application clocks differ; what differs by more is found by the exact read."""
@@ -62,10 +62,13 @@ class XminCapture:
         self, contract: Contract, groups: Sequence[Group], *, reconcile: bool | None = None
     ) -> Iterator[XminWindow]:
         """See `CaptureMethod.open_window`."""
-        with self.source.session() as (catalog, reader), reader.cursor() as cursor:
+        with self.source.session() as reader, reader.cursor() as cursor:
+            catalog = Reading(cursor)
             bound = prune_bound(catalog) if contract.watermark and contract.watermark.every_change else None
+            # Before the snapshot: what changes meanwhile is rather counted as not read yet.
+            changes = change_counts(catalog, [contract]).get(contract.table)
             with transaction(cursor, contract):
-                yield self._open(contract, groups, catalog, cursor, bound, reconcile)
+                yield self._open(contract, groups, catalog, cursor, bound, changes, reconcile)
 
     def unchanged(
         self, catalog: psycopg.Connection[Any], contract: Contract, groups: Sequence[Group]
@@ -73,22 +76,21 @@ class XminCapture:
         """See `CaptureMethod.unchanged`."""
         cursor: Any = catalog.cursor()
         with transaction(cursor, contract):
-            return self._open(contract, groups, catalog, cursor, None, None).unchanged()
+            return self._open(contract, groups, catalog, cursor, None, None, None).unchanged()
 
     def _open(
         self,
         contract: Contract,
         groups: Sequence[Group],
-        catalog: psycopg.Connection[Any],
+        catalog: Catalog,
         cursor: AdbcCursor,
         bound: datetime | None,
+        changes: int | None,
         reconcile: bool | None,
     ) -> XminWindow:
         hot = describe(catalog, contract)
         check_table(contract, hot)
         identity = identify(catalog, hot, self.source.settings.address)
-        # Before the snapshot: what changes meanwhile is rather counted as not read yet.
-        changes = change_counts(catalog, [contract]).get(contract.table)
         snapshot, captured_at = self._snapshot(cursor)
         failpoint("capture.before_read")
         refused, accepted = refuse_groups(contract, groups, identity, snapshot)
@@ -410,7 +412,7 @@ def read_error(contract: Contract, error: Exception) -> SourceError:
     return SourceError(f"{contract.source_name}: reading failed: {text}", hint, retry=retry)
 
 
-def prune_bound(catalog: psycopg.Connection[Any]) -> datetime | None:
+def prune_bound(catalog: Catalog) -> datetime | None:
     """A moment before which no transaction that is still open can have begun; None where that cannot be known.
 
     Read before the window's snapshot, for the *next* window. Not known on a standby, with prepared
@@ -428,7 +430,7 @@ def prune_bound(catalog: psycopg.Connection[Any]) -> datetime | None:
     return None if row[1] or prepared[0] else row[0].astimezone(UTC)
 
 
-def prunable_by(catalog: psycopg.Connection[Any], contract: Contract, hot: HotTable) -> str | None:
+def prunable_by(catalog: Catalog, contract: Contract, hot: HotTable) -> str | None:
     """The index that lets a window be pruned by the contract's watermark; None if there is none."""
     if contract.watermark is None or not contract.watermark.every_change:
         return None

@@ -18,7 +18,7 @@ from lakehouse.app import App
 from lakehouse.capture.forbidden import Flags, Key, examine
 from lakehouse.capture.position import HALF_SPACE, XID_SPACE, Position
 from lakehouse.capture.projection import select_list, to_lake
-from lakehouse.capture.source import HotTable, check_table, describe
+from lakehouse.capture.source import HotTable, Reading, check_table, describe
 from lakehouse.capture.xmin import stream, tenant_condition, transaction
 from lakehouse.control import store
 from lakehouse.duck import connect, literal, plain_path, quoted
@@ -103,12 +103,11 @@ def verify_table(
     flags = Flags(contract, app.settings.capture.max_quarantined)
     with (
         connect(app.addresses_of(tables)) as duck,
-        app.source.catalog() as catalog,
         app.source.reader() as reader,
         reader.cursor() as cursor,
         transaction(cursor, contract),
     ):
-        hot = describe(catalog, contract)
+        hot = describe(Reading(cursor), contract)
         check_table(contract, hot)
         _load_hot(duck, cursor, contract, hot, list(tables), flags)
         for organization, table in tables.items():
