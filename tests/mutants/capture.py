@@ -17,16 +17,24 @@ MUTANTS = (
     mutant(
         "sessions-errors-unknown",
         "lakehouse/capture/source.py",
-        "        except (psycopg.OperationalError, Error) as error:",
-        "        except psycopg.OperationalError as error:",
+        "                yield session.reader\n        except Error as error:",
+        "                yield session.reader\n        except psycopg.Error as error:",
         "faults/test_storage_refuses.py::test_what_the_operator_sees",
+    ),
+    mutant(
+        "catalog-asked-over-a-second-connection",
+        XMIN,
+        "            with transaction(cursor, contract):\n                yield self._open(contract, groups, catalog, cursor, bound,",
+        "            with self.source.catalog(bounded=True) as catalog, transaction(cursor, contract):\n"
+        "                yield self._open(contract, groups, catalog, cursor, bound,",
+        "integration/test_sessions.py::test_who_waits_for_the_windows_lock_is_not_waited_for",
     ),
     mutant(
         "sessions-of-any-age",
         "lakehouse/capture/sessions.py",
         "        if time.monotonic() - self.opened > LONGEST_SECONDS:",
         "        if False:",
-        "integration/test_sessions.py::test_an_old_pair_is_opened_anew",
+        "integration/test_sessions.py::test_an_old_one_is_opened_anew",
     ),
     mutant(
         "sessions-kept-after-an-error",
