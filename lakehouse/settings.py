@@ -14,6 +14,7 @@ from urllib.parse import quote, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from federation.kinds import DestinationKind
 from schemas.contract import BUILT_IN, Contract
 from schemas.errors import LakehouseError
 
@@ -241,6 +242,27 @@ class SecretsSettings(_Section):
     key_version: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,32}$")] = "v1"
 
 
+class ArchiveSettings(_Section):
+    """How hot rows leave for the lake. `url`: a user that may delete; the source's own unless said otherwise."""
+
+    url: SecretStr | None = None
+    batch_rows: Annotated[int, Field(ge=1, le=100_000)] = 10_000
+    proof_rows: Annotated[int, Field(ge=1)] = 200_000
+    rows_per_second: Annotated[int, Field(ge=0)] = 0
+    replica_lag_seconds: Annotated[float, Field(ge=0)] = 30
+    every_seconds: Annotated[float, Field(gt=0)] = 3600
+    receipt_kinds: Annotated[tuple[DestinationKind, ...], Field(min_length=1)] = (DestinationKind.ICEBERG_S3,)
+    audit_years: Annotated[int, Field(ge=1)] = 7
+    signing_key_file: Path | None = None
+    tombstone_keys: dict[str, SecretStr] = {}
+    tombstone_key_version: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,32}$")] = "t1"
+
+    @field_validator("url")
+    @classmethod
+    def _check(cls, value: SecretStr | None) -> SecretStr | None:
+        return value and _postgres_url(value)
+
+
 class EgressSettings(_Section):
     """What endpoints that a tenant gives may reach besides public addresses: hosts, or networks as CIDR."""
 
@@ -276,6 +298,7 @@ class Settings(BaseSettings):
     metrics: MetricsSettings = MetricsSettings()
     secrets: SecretsSettings = SecretsSettings()
     egress: EgressSettings = EgressSettings()
+    archive: ArchiveSettings = ArchiveSettings()
 
     @property
     def control_url(self) -> str:

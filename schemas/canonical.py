@@ -83,6 +83,11 @@ def python_text(contract: Contract, row: Mapping[str, Any]) -> str:
     return "".join(_python_field(c.type, row[c.name]) for c in _ordered(contract))
 
 
+def python_field_text(column: Column, value: Any) -> str:
+    """One column's share of `python_text`."""
+    return _python_field(column.type, value)
+
+
 def python_hash(contract: Contract, row: Mapping[str, Any]) -> str:
     """SHA-256 of `python_text` in lower-case hex."""
     return hashlib.sha256(python_text(contract, row).encode()).hexdigest()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +63,15 @@ class Watermark:
 
 
 @dataclass(frozen=True)
+class States:
+    """What a row's state says about its age: in `never_old` it is in use; `old_since_landing` no timestamp records."""
+
+    column: str
+    never_old: tuple[str, ...] = ()
+    old_since_landing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Contract:
     """The published definition of one table version."""
 
@@ -81,6 +90,7 @@ class Contract:
     retention: Retention
     columns: tuple[Column, ...]
     not_exported: tuple[NotExported, ...]
+    states: States | None = None
 
     def __getitem__(self, name: str) -> Column:
         return self._by_name[name]
@@ -107,6 +117,21 @@ class Contract:
         """Column names that identify a row in the lake: the raw event time first, so that filters prune."""
         head = (self.event_time,) if self.event_time and self.event_time not in self.primary_key else ()
         return (*head, *self.primary_key)
+
+    def at(self, version: str) -> Contract:
+        """This contract as it was at an earlier version of the same major: without the columns that came later.
+
+        Raises:
+            ContractError: another major, or a version that is newer than this.
+        """
+        major, minor = map(int, version.split("."))
+        if major != self.major or minor > self.minor:
+            raise ContractError(
+                f"{self.table}: version {version} cannot be derived from {self.version}",
+                "Name a folder with that contract (LAKEHOUSE_CONTRACTS), or use the newest program.",
+            )
+        kept = tuple(c for c in self.columns if int(c.since.split(".")[1]) <= minor)
+        return replace(self, version=version, columns=kept)
 
     def unknown_columns(self, hot_columns: Iterable[str]) -> list[str]:
         """Hot columns that the contract neither exports nor lists as not exported.
@@ -173,7 +198,14 @@ def parse_contract(raw: Any, *, where: str, validate: bool = True) -> Contract:
             for c in raw["columns"]
         ),
         not_exported=tuple(NotExported(**n) for n in raw["not_exported"]),
+        states=_states(raw.get("states")),
     )
+
+
+def _states(raw: dict[str, Any] | None) -> States | None:
+    if raw is None:
+        return None
+    return States(raw["column"], tuple(raw.get("never_old", ())), tuple(raw.get("old_since_landing", ())))
 
 
 def _field(path: Iterable[str | int]) -> str:
@@ -192,6 +224,7 @@ def _semantic_faults(raw: dict[str, Any]) -> Iterator[str]:
         "event_time": [raw["event_time"]] if raw["event_time"] else [],
         "watermark.column": [raw["watermark"]["column"]] if raw["watermark"] else [],
         "age_bounds": raw["age_bounds"],
+        "states.column": [raw["states"]["column"]] if "states" in raw else [],
     }.items():
         for name in names:
             if name not in columns:

@@ -60,6 +60,14 @@ def _section(contract: Contract) -> Iterator[str]:
         yield f"- Watermark: {_code(contract.watermark.column)}; {every}"
     bounds = f"; age is the newest of {_codes(contract.age_bounds)}" if contract.age_bounds else ""
     yield f"- Retention: {contract.retention} ({_RETENTION[contract.retention]}){bounds}"
+    if (states := contract.states) is not None:
+        if states.never_old:
+            yield f"- In use, so never old, while {_code(states.column)} is {_codes(states.never_old)}"
+        if states.old_since_landing:
+            yield (
+                f"- While {_code(states.column)} is {_codes(states.old_since_landing)}, which no timestamp records, "
+                "age counts from the landing of the first version that says so"
+            )
     yield ""
     yield from _columns(contract.columns)
     yield ""
