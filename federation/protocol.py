@@ -45,6 +45,12 @@ class GapError(DestinationError):
     retry = Retry.NEVER
 
 
+class OvertakenError(DestinationError):
+    """While it was filled anew a delivery came that began before that state and ended after it: fill it once more."""
+
+    retry = Retry.TIMED
+
+
 @dataclass(frozen=True)
 class Owner:
     """Whose rows a target holds; written into it and compared before anything else is."""
@@ -129,10 +135,11 @@ class Adapter(Protocol):
     def replace(self, contract: Contract, sequence: int, snapshot_id: int, rows: Iterator[pa.RecordBatch]) -> Receipt:
         """Fill the table anew: `rows` are the lake's latest state at `sequence`, ordered by event time.
 
-        Readers see what was there before or the whole of this. What is missing there is made again. A target that
-        stands further already (a delivery came meanwhile) is left as it is.
+        Readers see what was there before or the whole of this, and are not held up. What is missing there is made
+        again. Deliveries go on meanwhile: what they bring beyond `sequence` stays.
 
         Raises:
+            OvertakenError: one of them cannot be told apart; fill it with the state that the target stands at now.
             DestinationError: what was there is there still.
         """
         ...

@@ -12,14 +12,15 @@ import dataclasses
 import hashlib
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from federation.config import FilesConfig
 from federation.files import manifest
 from federation.files.manifest import Entry, Manifest
-from federation.files.store import Found, RaceLostError, Store
-from federation.protocol import Delivery, DestinationError, GapError, Owner, RangeReader, Receipt
+from federation.files.store import DamagedError, Found, RaceLostError, Store
+from federation.protocol import Delivery, DestinationError, GapError, OvertakenError, Owner, RangeReader, Receipt
 from schemas.contract import Contract
 from schemas.lake_columns import SEQUENCE
 
@@ -100,8 +101,8 @@ class FilesAdapter:
         name = manifest.name(contract, self.owner)
         found = self.store.read_json(name)
         if found is None:
-            return None, Manifest(self.form.kind, self.owner, contract.table, contract.version)
-        return found, manifest.read(found.value, self.form.kind, self.owner, contract, self.store.url(name))
+            return None, self._nothing(contract)
+        return found, manifest.read(found, self.form.kind, self.owner, contract, self.store.url(name))
 
     def deliver(self, delivery: Delivery, rows: RangeReader) -> Receipt:
         """See `Adapter.deliver`."""
@@ -135,14 +136,30 @@ class FilesAdapter:
     def replace(self, contract: Contract, sequence: int, snapshot_id: int, rows: Iterator[pa.RecordBatch]) -> Receipt:
         """See `Adapter.replace`. Files that no manifest names any more stay for readers that hold the old one."""
         entries = list(self._days(contract, rows))
-        found, held = self.manifest(contract)
-        if held.sequence > sequence:
-            return Receipt(held.sequence, 0)
-        fresh = Manifest(
-            self.form.kind, self.owner, contract.table, contract.version, sequence, snapshot_id, tuple(entries)
-        )
-        self._replace(contract, fresh, found)
-        return Receipt(sequence, sum(e.rows for e in entries), sum(e.bytes for e in entries))
+        for _ in range(ATTEMPTS):
+            try:
+                found, held = self.manifest(contract)
+            except DamagedError as error:
+                found, held = Found({}, error.etag), self._nothing(contract)
+            # What was delivered beyond that state while its files were written.
+            later = [f for f in held.files if f.last > sequence]
+            if any(f.first <= sequence for f in later):
+                raise OvertakenError(
+                    f"{self.store.url(manifest.name(contract, self.owner))}: a delivery came while it was filled"
+                )
+            fresh = dataclasses.replace(
+                self._nothing(contract),
+                sequence=max(sequence, held.sequence),
+                snapshot_id=snapshot_id,
+                files=(*entries, *later),
+            )
+            with suppress(RaceLostError):
+                self._replace(contract, fresh, found)
+                return Receipt(fresh.sequence, sum(e.rows for e in entries), sum(e.bytes for e in entries))
+        raise OvertakenError(f"{self.store.url(manifest.name(contract, self.owner))}: deliveries came again and again")
+
+    def _nothing(self, contract: Contract) -> Manifest:
+        return Manifest(self.form.kind, self.owner, contract.table, contract.version)
 
     def _days(self, contract: Contract, rows: Iterator[pa.RecordBatch]) -> Iterator[Entry]:
         """One file after another: rows come by event time."""

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import quote
 
+from federation.files.store import DamagedError, Found
 from federation.protocol import DestinationError, ForeignTargetError, Owner
 from schemas.contract import Contract
 from schemas.errors import Retry
@@ -67,13 +68,15 @@ def name(contract: Contract, owner: Owner) -> str:
     return f"{folder(contract, owner)}/_manifest.json"
 
 
-def read(raw: dict[str, Any], kind: str, owner: Owner, contract: Contract, where: str) -> Manifest:
+def read(stored: Found, kind: str, owner: Owner, contract: Contract, where: str) -> Manifest:
     """A manifest as it was stored.
 
     Raises:
         ForeignTargetError: it is another's, or of another kind.
-        DestinationError: it is not one, or a newer program wrote it.
+        DamagedError: it is not one.
+        DestinationError: a newer program wrote it.
     """
+    raw = stored.value
     try:
         if raw["format"] != FORMAT:
             raise DestinationError(f"{where}: is of format {raw['format']}", "Upgrade.", retry=Retry.NEVER)
@@ -87,9 +90,7 @@ def read(raw: dict[str, Any], kind: str, owner: Owner, contract: Contract, where
             tuple(Entry(**f) for f in raw["files"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise DestinationError(
-            f"{where}: is no manifest of ours: {error!r}", "Somebody changed it; resync it.", retry=Retry.MANUAL
-        ) from None
+        raise DamagedError(f"{where}: is no manifest of ours: {error!r}", stored.etag) from None
     if (found.kind, found.owner, found.table) != (kind, owner, contract.table):
         raise ForeignTargetError(
             f"{where}: belongs to {found.kind} {found.table} of organization {found.owner.organization}, "

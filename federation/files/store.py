@@ -28,6 +28,16 @@ class RaceLostError(DestinationError):
     retry = Retry.TIMED
 
 
+class DamagedError(DestinationError):
+    """The object is not what we wrote. `etag`: what it is replaced by, when it is filled anew."""
+
+    retry = Retry.MANUAL
+
+    def __init__(self, what: str, etag: str) -> None:
+        super().__init__(what, "Somebody changed it: run `lakehouse destinations resync` for it.")
+        self.etag = etag
+
+
 @dataclass(frozen=True)
 class Found:
     """A JSON object as it was read."""
@@ -75,7 +85,8 @@ class Store:
         """The object and its etag; None where there is none.
 
         Raises:
-            DestinationError: the storage does not answer or refuses, or the object is not JSON.
+            DamagedError: it is no JSON object.
+            DestinationError: the storage does not answer or refuses.
         """
         from botocore.exceptions import ClientError
 
@@ -88,11 +99,12 @@ class Store:
                 raise
             body = answer["Body"].read()
         try:
-            return Found(json.loads(body), answer["ETag"])
+            value = json.loads(body)
         except ValueError as error:
-            raise DestinationError(
-                f"{self.url(name)}: is not JSON: {error}", "Somebody changed it; resync it.", retry=Retry.MANUAL
-            ) from None
+            raise DamagedError(f"{self.url(name)}: is not JSON: {error}", answer["ETag"]) from None
+        if not isinstance(value, dict):
+            raise DamagedError(f"{self.url(name)}: is no JSON object", answer["ETag"])
+        return Found(value, answer["ETag"])
 
     def write_json(self, name: str, value: Mapping[str, Any], *, instead_of: Found | None) -> None:
         """Put the object where it is still the one that was read (or still none).

@@ -7,6 +7,7 @@ anywhere, the server rolls back. The user needs CREATE on the schema (or on the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,13 @@ BATCH = "_lakehouse_batch"
 _SESSION = (
     "-csearch_path=pg_catalog,pg_temp -cTimeZone=UTC -cDateStyle=ISO,YMD -cextra_float_digits=1 -clock_timeout=10s"
 )
-_MISSING = {"3F000", "42P01", "42703"}
+_MISSING = {"3F000", "42P01", "42703", "42804", "42809", "42P10", "42P16", "42704"}
 _REFUSED = {"28000", "28P01", "42501", "3D000"}
+_REFUSALS = (
+    "authentication failed", "no pg_hba.conf entry", "does not exist", "not permitted to log in",
+    "no password supplied", "does not support SSL", "certificate",
+)  # fmt: skip
+"""In what libpq says of a connection that was not made; no SQLSTATE comes with it."""
 
 
 class PostgresAdapter:
@@ -84,6 +90,10 @@ class PostgresAdapter:
 
     def prepare(self, contract: Contract) -> None:
         """See `Adapter.prepare`."""
+        self._make(contract, again=False)
+
+    def _make(self, contract: Contract, *, again: bool) -> None:
+        """`again`: look whether all is there, although the mark says so."""
         layout = self.layout(contract)
         with self._transaction() as cursor:
             # Two workers that make the same things at once would disturb each other.
@@ -101,9 +111,14 @@ class PostgresAdapter:
             row = cursor.fetchone()
             if row is None:
                 self._refuse_strangers(cursor, layout)
-            if row is not None and row[0] == contract.version:
+            elif row[0] == contract.version and not again:
                 return
-            for statement in layout.create():
+            # Only what is missing: a change of a table or view would wait for its readers, and hold up new ones.
+            for statement in layout.create(lambda name: self._columns(cursor, layout.schema, name)):
+                self._run(cursor, statement)
+            if not self._shows(cursor, layout):
+                self._run(cursor, sql.SQL("CREATE OR REPLACE VIEW {} AS {}").format(layout.view, layout.latest))
+            for statement in layout.describe():
                 self._run(cursor, statement)
             cursor.execute(
                 sql.SQL(
@@ -114,6 +129,29 @@ class PostgresAdapter:
                 .as_string(None),
                 (contract.table, self.owner.installation, self.owner.organization, contract.version),
             )
+
+    def _shows(self, cursor: Cursor, layout: Layout) -> bool:
+        """The view is there and selects what it should."""
+        wanted = sql.Identifier("pg_temp", f"{BATCH}_view")
+        self._run(
+            cursor, sql.SQL("CREATE TEMPORARY VIEW {} AS {}").format(sql.Identifier(f"{BATCH}_view"), layout.latest)
+        )
+        cursor.execute(
+            "SELECT pg_get_viewdef(to_regclass($1)) IS NOT DISTINCT FROM pg_get_viewdef(to_regclass($2))",
+            (wanted.as_string(None), layout.view.as_string(None)),
+        )
+        same: bool = cursor.fetchone() == (True,)
+        self._run(cursor, sql.SQL("DROP VIEW {}").format(wanted))
+        return same
+
+    def _columns(self, cursor: Cursor, schema: str, name: str) -> tuple[str, ...]:
+        """The columns of a table or view in their order; none where it is not there."""
+        cursor.execute(
+            "SELECT attname::text FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 "
+            "AND NOT attisdropped ORDER BY attnum",
+            (f"{_quoted(schema)}.{_quoted(name)}",),
+        )
+        return tuple(row[0] for row in cursor.fetchall())
 
     def standing(self, contract: Contract) -> int:
         """See `Adapter.standing`."""
@@ -145,24 +183,22 @@ class PostgresAdapter:
         return Receipt(delivery.upto, count)
 
     def replace(self, contract: Contract, sequence: int, snapshot_id: int, rows: Iterator[pa.RecordBatch]) -> Receipt:
-        """See `Adapter.replace`. One transaction: readers are not held up. A history keeps what it has."""
+        """See `Adapter.replace`. One transaction; readers are not held up. A history keeps what it has."""
         layout = self.layout(contract)
-        self.prepare(contract)
+        self._make(contract, again=True)
         with self._transaction() as cursor:
             self._check_owner(cursor)
-            for statement in layout.create():
-                self._run(cursor, statement)
-            stands = self._standing(cursor, layout, lock=True)
-            if stands is not None and stands > sequence:
-                return Receipt(stands, 0)
             count = self._load(cursor, contract, rows)
+            # Only now: deliveries go on while it is loaded, and wait for no more than the exchange.
+            self._run(cursor, sql.SQL("SET LOCAL lock_timeout = '10min'"))
+            stands = self._standing(cursor, layout, lock=True) or 0
             if layout.history:
                 self._run(cursor, layout.remember(BATCH))
             # Not TRUNCATE, which would hold up every reader until the end.
-            self._run(cursor, sql.SQL("DELETE FROM {}").format(layout.versions))
+            self._run(cursor, layout.clear(sequence, stands))
             self._run(cursor, layout.merge(BATCH))
-            self._stand(cursor, layout, sequence, snapshot_id)
-        return Receipt(sequence, count)
+            self._stand(cursor, layout, max(sequence, stands), snapshot_id)
+        return Receipt(max(sequence, stands), count)
 
     def content(self, contract: Contract) -> Content:
         """What the view shows, hashed by the server, in one snapshot with the `_sequence` that it stands at.
@@ -237,21 +273,32 @@ class PostgresAdapter:
 
     def _fault(self, error: Exception) -> DestinationError:
         state = str(getattr(error, "sqlstate", "") or "")
-        text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
-        if state in _REFUSED or "authentication failed" in text:
+        # The server's own words, without the statement that the driver puts before them.
+        said = re.search(r"\b(?:ERROR|FATAL|PANIC):\s+(.+)", str(error))
+        text = (
+            said[1] if said else next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        )
+        text = text[:300]
+        if state in _REFUSED or (not state and any(word in text for word in _REFUSALS)):
             return DestinationError(
                 f"{self.where}: refused: {text}",
-                "Check user, password and rights of the replica; it needs CREATE on its schema.",
+                "Check user, password, database and rights of the replica; it needs CREATE on its schema, and "
+                "owns what it made there.",
                 retry=Retry.MANUAL,
             )
         if state in _MISSING:
             return DestinationError(
-                f"{self.where}: something is missing there: {text}",
-                "Somebody removed or changed a table of the replica. Run `lakehouse destinations resync` for it.",
+                f"{self.where}: something is missing or changed there: {text}",
+                "Somebody removed or changed a table of the replica. Run `lakehouse destinations resync` for it; where "
+                "that does not help, drop what it names first.",
                 retry=Retry.MANUAL,
             )
-        if state[:2] in ("22", "42", "23"):
-            return DestinationError(f"{self.where}: {text}", "This is a fault of the program's.", retry=Retry.MANUAL)
+        if state[:2] in ("22", "42", "23", "0A"):
+            return DestinationError(
+                f"{self.where}: {text}",
+                "If nobody put a constraint or trigger there, this is a fault of the program's.",
+                retry=Retry.MANUAL,
+            )
         return DestinationError(f"{self.where}: {text}", "Nothing was delivered; it is tried again.", retry=Retry.TIMED)
 
     def _check_owner(self, cursor: Cursor) -> bool:

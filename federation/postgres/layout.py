@@ -14,7 +14,7 @@ Source: postgresql.org/docs/current/sql-createview.html, "CREATE OR REPLACE VIEW
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from psycopg import sql
@@ -93,8 +93,11 @@ class Layout:
     def fields(self) -> tuple[Column, ...]:
         return lake_fields(self.contract)
 
-    def create(self) -> Iterator[sql.Composable]:
-        """Statements that make a table's objects, each idempotent; columns that came later are added."""
+    def create(self, there: Callable[[str], Sequence[str]]) -> Iterator[sql.Composable]:
+        """Statements that make what is missing of its tables. `there`: the columns that a table of this name has.
+
+        A column that somebody dropped comes back; one that came with a later contract is added.
+        """
         required = required_columns(self.contract)
         columns = sql.SQL(", ").join(
             sql.SQL("{} {}{}").format(
@@ -105,17 +108,17 @@ class Layout:
             for c in self.fields
         )
         identity = _names(self.contract.identity)
-        yield sql.SQL("CREATE TABLE IF NOT EXISTS {} ({}, PRIMARY KEY ({}))").format(self.versions, columns, identity)
-        tables = [self.versions]
+        tables = [(self.versions_name, identity)]
         if self.history:
-            tables.append(self.history_table)
-            yield sql.SQL("CREATE TABLE IF NOT EXISTS {} ({}, PRIMARY KEY ({}))").format(
-                self.history_table, columns, sql.Identifier(SEQUENCE)
-            )
-        for table in tables:
+            tables.append((f"{self.contract.table}_history", sql.Composed([sql.Identifier(SEQUENCE)])))
+        for name, key in tables:
+            table, held = sql.Identifier(self.schema, name), there(name)
+            if not held:
+                yield sql.SQL("CREATE TABLE {} ({}, PRIMARY KEY ({}))").format(table, columns, key)
+                continue
             for c in self.fields:
-                if c.since.split(".")[1] != "0":
-                    yield sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}").format(
+                if c.name not in held:
+                    yield sql.SQL("ALTER TABLE {} ADD COLUMN {} {}").format(
                         table, sql.Identifier(c.name), sql.SQL(native_type(c))
                     )
         if self.contract.event_time:
@@ -123,13 +126,16 @@ class Layout:
             yield sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} ({})").format(
                 sql.Identifier(_short(f"{self.versions_name}_key")), self.versions, _names(self.contract.primary_key)
             )
-        yield sql.SQL("CREATE OR REPLACE VIEW {} AS SELECT {} FROM {} WHERE {} <> {}").format(
-            self.view,
-            _names(tuple(c.name for c in self.shown)),
-            self.versions,
-            sql.Identifier(OP),
-            sql.Literal(DELETE),
+
+    @property
+    def latest(self) -> sql.Composed:
+        """What the view selects."""
+        return sql.SQL("SELECT {} FROM {} WHERE {} <> {}").format(
+            _names(tuple(c.name for c in self.shown)), self.versions, sql.Identifier(OP), sql.Literal(DELETE)
         )
+
+    def describe(self) -> Iterator[sql.Composable]:
+        """Comments on the view and its columns."""
         described = sql.Literal(f"{self.contract.title}: the latest state. {self.contract.description}")
         yield sql.SQL("COMMENT ON VIEW {} IS {}").format(self.view, described)
         for c in self.shown:
@@ -161,6 +167,12 @@ class Layout:
             batch=sql.Identifier(batch),
             sequence=sql.Identifier(SEQUENCE),
             changes=sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in changed),
+        )
+
+    def clear(self, upto: int, stands: int) -> sql.Composed:
+        """Remove every version up to a `_sequence`, and what claims to be newer than the newest that was delivered."""
+        return sql.SQL("DELETE FROM {} WHERE {sequence} <= {} OR {sequence} > {}").format(
+            self.versions, sql.Literal(upto), sql.Literal(max(upto, stands)), sequence=sql.Identifier(SEQUENCE)
         )
 
     def remember(self, batch: str) -> sql.Composed:

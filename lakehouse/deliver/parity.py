@@ -19,9 +19,9 @@ from catalog.lake import LakeAddress
 from federation.config import COPYING
 from federation.files.adapter import FilesAdapter
 from federation.files.manifest import Manifest
-from federation.kinds import DestinationKind
+from federation.kinds import DeliveryStatus, DestinationKind
 from federation.postgres.adapter import PostgresAdapter
-from federation.protocol import DIGITS, Content
+from federation.protocol import DIGITS, Content, GapError
 from lakehouse.deliver.ranges import check_reaches, open_lake_table
 from lakehouse.deliver.targets import adapter_of, credentials_of, way_to
 from lakehouse.duck import connect, literal, plain_path, quoted
@@ -92,12 +92,28 @@ def parity(
         kind = DestinationKind(destination.kind)
         if kind not in COPYING or destination.organization is None:
             continue
+        delivered = acknowledged(app, destination)
         for table in tables:
             if "*" in destination.tables or table in destination.tables:
-                yield _one(app, destination, kind, app.contract(table), limit)
+                yield _one(app, destination, kind, app.contract(table), delivered.get(table, 0), limit)
 
 
-def _one(app: App, destination: Destination, kind: DestinationKind, contract: Contract, limit: int) -> Parity:
+def acknowledged(app: App, destination: Destination) -> dict[str, int]:
+    """By table: the `_sequence` up to which the outbox says that it was delivered."""
+    from sqlalchemy import func, select
+
+    from lakehouse.control.models import WarehouseDelivery as Row
+
+    query = select(Row.table_name, func.max(Row.sequence_upto)).where(
+        Row.destination_id == destination.id, Row.status == DeliveryStatus.DELIVERED.value
+    )
+    with app.engine.connect() as connection:
+        return {table: int(upto) for table, upto in connection.execute(query.group_by(Row.table_name))}
+
+
+def _one(
+    app: App, destination: Destination, kind: DestinationKind, contract: Contract, delivered: int, limit: int
+) -> Parity:
     assert destination.organization is not None  # noqa: S101 - asked by `parity`
     result = Parity(str(destination.id), destination.name, kind.value, destination.organization, contract.table)
     try:
@@ -106,6 +122,11 @@ def _one(app: App, destination: Destination, kind: DestinationKind, contract: Co
         with _open(app, destination, kind, contract) as (there, addresses, loosely):
             content = there.content()
             result.sequence, result.rows = content.sequence, content.rows
+            if content.sequence < delivered:
+                raise GapError(
+                    f"stands at {content.sequence}, and {delivered} was delivered: it was cleared, or is an older copy",
+                    "Run `lakehouse destinations resync` for it: it is filled again from the lake.",
+                )
             check_reaches(lake.table, lake.sequence, content.sequence)
             with connect([*app.addresses_of([destination.organization]), *addresses]) as duck:
                 ours = _Relation(contract, lake.relation, content.sequence, loosely)
@@ -190,6 +211,9 @@ class _Replica:
         self.adapter = adapter
 
     def content(self) -> Content:
+        if not self.adapter.standing(self.contract):
+            # Nothing was delivered, or nothing is left of it: to look makes nothing there.
+            return Content(0, 0, 0)
         self.adapter.prepare(self.contract)
         return self.adapter.content(self.contract)
 

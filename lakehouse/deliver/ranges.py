@@ -108,14 +108,15 @@ class RangeOf:
         """
         yield from self._rows(f"WHERE {SEQUENCE} > {int(after)} AND {SEQUENCE} <= {int(upto)} ORDER BY {SEQUENCE}")
 
-    def latest(self) -> Iterator[pa.RecordBatch]:
-        """The latest state at `lake.sequence`, without what is deleted, ordered by event time.
+    def latest(self, upto: int) -> Iterator[pa.RecordBatch]:
+        """The latest state at this `_sequence`, without what is deleted, ordered by event time.
 
         Raises:
             LakehouseError: the lake's files cannot be read.
         """
         identity = ", ".join(quoted(n) for n in self.lake.contract.identity)
         yield from self._rows(
+            f"WHERE {SEQUENCE} <= {int(upto)} "
             f"QUALIFY row_number() OVER (PARTITION BY {identity} ORDER BY {SEQUENCE} DESC) = 1 "
             f"AND {OP} <> '{DELETE}' ORDER BY {identity}"
         )

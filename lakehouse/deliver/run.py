@@ -15,10 +15,10 @@ from sqlalchemy import func, select, update
 
 from federation.config import COPYING
 from federation.kinds import DeliveryStatus, DestinationKind, DestinationStatus
-from federation.protocol import Delivery
+from federation.protocol import Delivery, OvertakenError
 from lakehouse.control.models import WarehouseDelivery, WarehouseDestination
 from lakehouse.deliver.plan import STEP, plan_deliveries
-from lakehouse.deliver.ranges import open_lake_table, range_reader
+from lakehouse.deliver.ranges import LakeTable, open_lake_table, range_reader
 from lakehouse.deliver.targets import adapter_of, credentials_of
 from lakehouse.failpoints import failpoint
 from lakehouse.outbox import deliveries
@@ -30,9 +30,13 @@ from schemas.errors import LakehouseError
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from federation.protocol import Receipt
+    from federation.protocol import Adapter, Receipt
     from lakehouse.app import App
     from lakehouse.destinations import Destination
+    from schemas.contract import Contract
+
+FILLINGS = 3
+"""A resync that a delivery overtook is done so often."""
 
 
 def deliver_claimed(app: App, claimed: ClaimedDelivery) -> LakehouseError | None:
@@ -151,9 +155,7 @@ def resync(app: App, destination: Destination, tables: Sequence[str]) -> list[De
             contract = app.contract(table)
             with app.events.unit("resync", table=table, organization=destination.organization) as event:
                 try:
-                    lake = open_lake_table(app, contract, destination.organization)
-                    with range_reader(app, lake) as rows:
-                        receipt = adapter.replace(contract, lake.sequence, lake.snapshot_id, rows.latest())
+                    receipt, lake = _fill(app, adapter, contract, destination.organization)
                     result.sequence, result.deliveries = receipt.sequence, 1
                     event |= {"rows": receipt.rows, "bytes": receipt.bytes, "snapshot": lake.snapshot_id}
                 except LakehouseError as error:
@@ -174,6 +176,21 @@ def resync(app: App, destination: Destination, tables: Sequence[str]) -> list[De
     if given_up:
         deliveries.retry_now(app.engine, given_up)
     return results
+
+
+def _fill(app: App, adapter: Adapter, contract: Contract, organization: str) -> tuple[Receipt, LakeTable]:
+    lake = open_lake_table(app, contract, organization)
+    upto = lake.sequence
+    for _ in range(FILLINGS):
+        try:
+            with range_reader(app, lake) as rows:
+                return adapter.replace(contract, upto, lake.snapshot_id, rows.latest(upto)), lake
+        except OvertakenError as error:
+            overtaken = error
+            # What comes from now on begins where it stands.
+            upto = adapter.standing(contract)
+            lake = open_lake_table(app, contract, organization, at_least=upto)
+    raise overtaken
 
 
 @dataclass

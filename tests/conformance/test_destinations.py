@@ -261,6 +261,10 @@ def a_vanished_table_is_said(stage: Stage) -> None:
 def a_cleared_target_is_a_gap(stage: Stage) -> None:
     stage.delivered()
     stage.place.clear()
+    found = stage.parity()
+    assert not found.equal and isinstance(found.error, GapError), "nothing there is not the lake's beginning"
+    assert stage.place.stored() == {}, "looking makes nothing"
+    stage.house.run("parity", check=1)
     with stage.house.hot() as hot:
         insert_events(hot, "org-a", 70, 1)
     stage.house.sync_ok("events")
@@ -284,6 +288,42 @@ def a_resync_fills_it_again(stage: Stage) -> None:
     with stage.house.hot() as hot:
         insert_events(hot, "org-a", 80, 1)
     stage.house.sync_ok("events")
+    stage.delivered()
+    stage.equal()
+
+
+def a_resync_goes_on_beside_deliveries(stage: Stage) -> None:
+    stage.delivered()
+    house = stage.house
+    with house.hot() as hot:
+        hot.execute("UPDATE ingested_events SET severity = 'HIGH' WHERE id = 'org-a-e1'")
+    house.sync_ok("events")
+    stage.delivered()
+    alter(stage)
+    contract = house.app.contract("events")
+    lake = open_lake_table(house.app, contract, "org-a")
+    adapter = stage.adapter()
+
+    with range_reader(house.app, lake) as rows:
+
+        def state() -> Iterator[Any]:
+            yield from rows.latest(lake.sequence)
+            assert stage.parity().differences, "what was there is read all the while"
+            with house.hot() as hot:
+                insert_events(hot, "org-a", 70, 1)
+                hot.execute("UPDATE ingested_events SET severity = 'LOW' WHERE id = 'org-a-e2'")
+            house.sync_ok("events")
+            stage.delivered()
+            assert len(stage.place.ids("events")) == 11
+
+        receipt = adapter.replace(contract, lake.sequence, lake.snapshot_id, state())
+    adapter.close()
+    assert (receipt.rows, receipt.sequence) == (10, lake.sequence + 2)
+    assert len(stage.place.ids("events")) == 11
+    stage.equal()
+    with house.hot() as hot:
+        insert_events(hot, "org-a", 80, 1)
+    house.sync_ok("events")
     stage.delivered()
     stage.equal()
 
@@ -422,6 +462,7 @@ CASES: tuple[Callable[[Stage], None], ...] = (
     a_vanished_table_is_said,
     a_cleared_target_is_a_gap,
     a_resync_fills_it_again,
+    a_resync_goes_on_beside_deliveries,
     ranges_outlive_expiry_and_compaction,
     small_steps_reach_the_same_end,
     a_half_failed_delivery_is_finished,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
 from psycopg import sql
 
 from federation.kinds import DestinationKind
-from federation.protocol import Delivery
+from federation.protocol import Delivery, DestinationError
 from lakehouse import destinations
 from lakehouse.deliver.ranges import open_lake_table, range_reader
-from schemas.errors import LakehouseError
+from lakehouse.deliver.run import resync
+from schemas.errors import LakehouseError, Retry
 from tests.conformance.places import Replica
 from tests.conformance.test_destinations import Stage, house, replica, stage
 from tests.support import insert_events
@@ -80,6 +82,68 @@ def test_what_others_built_on_it_survives(stage: Stage, there: psycopg.Connectio
     assert there.execute("SELECT sum(n) FROM mine").fetchone() == (11,)
     assert there.execute("SELECT to_regclass('mine_index') IS NOT NULL").fetchone() == (True,)
     stage.equal()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "ALTER TABLE _events DROP COLUMN severity CASCADE",
+        "CREATE TABLE nothing AS SELECT * FROM events WHERE false; CREATE OR REPLACE VIEW events AS TABLE nothing",
+        "DROP VIEW events",
+        "DROP INDEX _events_key",
+    ],
+)
+def test_a_resync_mends_what_was_changed(stage: Stage, there: psycopg.Connection[Any], harm: str) -> None:
+    stage.delivered()
+    there.execute(harm)
+    if "INDEX" not in harm:
+        assert not stage.parity().equal
+    (result,) = resync(stage.house.app, stage.destination, ["events"])
+    assert result.error is None, result.error
+    stage.equal()
+    assert there.execute("SELECT count(severity) FROM events").fetchone() == (10,)
+    assert there.execute("SELECT to_regclass('_events_key') IS NOT NULL").fetchone() == (True,)
+
+
+def test_a_resync_waits_for_no_reader(stage: Stage, there: psycopg.Connection[Any]) -> None:
+    stage.delivered()
+    with there.transaction():
+        there.execute("SELECT count(*) FROM events")
+        (result,) = resync(stage.house.app, stage.destination, ["events"])
+    assert result.error is None, result.error
+    stage.equal()
+
+
+def test_what_cannot_be_mended_is_said(stage: Stage, there: psycopg.Connection[Any]) -> None:
+    stage.delivered()
+    there.execute("DROP VIEW events")
+    there.execute("CREATE TABLE events (theirs text)")
+    there.execute(
+        sql.SQL("ALTER TABLE events OWNER TO {}").format(
+            sql.Identifier(urlsplit(stage.place.credentials["url"]).username)
+        )
+    )
+    (result,) = resync(stage.house.app, stage.destination, ["events"])
+    assert result.error is not None and result.error.retry is Retry.MANUAL
+    assert '"events" is not a view' in result.error.detail and "drop what it names" in result.error.hint
+
+
+def test_a_connection_that_is_refused_waits_for_a_person(stage: Stage) -> None:
+    parts = urlsplit(stage.place.credentials["url"])
+    for url in (
+        urlunsplit(parts._replace(path="/nowhere")),
+        urlunsplit(parts._replace(netloc=f"nobody:Canary@{parts.hostname}:{parts.port}")),
+        urlunsplit(parts._replace(netloc=f"{parts.username}@{parts.hostname}:{parts.port}")),
+        urlunsplit(parts._replace(query="sslmode=require")),
+    ):
+        adapter = stage.adapter({"url": url})
+        with pytest.raises(DestinationError) as caught:
+            adapter.check()
+        assert caught.value.retry is Retry.MANUAL, caught.value
+    adapter = stage.adapter({"url": urlunsplit(parts._replace(netloc=f"u:p@{parts.hostname}:1"))})
+    with pytest.raises(DestinationError) as caught:
+        adapter.check()
+    assert caught.value.retry is Retry.TIMED, caught.value
 
 
 def test_a_strangers_table_is_not_touched(stage: Stage, there: psycopg.Connection[Any]) -> None:
