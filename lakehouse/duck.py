@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from catalog.lake import LakeAddress
 from lakehouse.spill import spill_folder
+from schemas.contract import Column
 from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
@@ -172,3 +173,22 @@ def plain_path(location: str) -> str:
 def arrow(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
     """Run a query and fetch its result as Arrow."""
     return connection.execute(query).to_arrow_table()
+
+
+def column_type(column: Column) -> str:
+    """The type of a column of the lake."""
+    kind = column.type
+    if kind.name == "decimal":
+        return f"DECIMAL({kind.precision},{kind.scale})"
+    simple = {
+        "string": "VARCHAR",
+        "json": "JSON",
+        "boolean": "BOOLEAN",
+        "integer": "INTEGER",
+        "long": "BIGINT",
+        "double": "DOUBLE",
+        "date": "DATE",
+        "timestamptz": "TIMESTAMPTZ",
+        "binary": "BLOB",
+    }
+    return f"{simple[kind.element]}[]" if kind.is_list else simple[kind.name]

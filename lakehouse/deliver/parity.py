@@ -24,7 +24,7 @@ from federation.postgres.adapter import PostgresAdapter
 from federation.protocol import DIGITS, Content, GapError
 from lakehouse.deliver.ranges import check_reaches, open_lake_table
 from lakehouse.deliver.targets import adapter_of, credentials_of, way_to
-from lakehouse.duck import connect, literal, plain_path, quoted
+from lakehouse.duck import column_type, connect, literal, plain_path, quoted
 from schemas.canonical import duckdb_field_text, duckdb_hash
 from schemas.contract import Column, Contract
 from schemas.errors import LakehouseError, Retry
@@ -283,7 +283,7 @@ def jsonl_relation(contract: Contract, manifest: Manifest) -> str:
     columns = ", ".join(f"{literal(c.name)}: {literal(_json_type(c))}" for c in fields)
     shown = ", ".join(_from_json(c) for c in fields)
     if not manifest.files:
-        nothing = ", ".join(f"NULL::{_duckdb_type(c)} AS {quoted(c.name)}" for c in fields)
+        nothing = ", ".join(f"NULL::{column_type(c)} AS {quoted(c.name)}" for c in fields)
         return f"SELECT {nothing} WHERE false"
     paths = ", ".join(literal(plain_path(f.path)) for f in manifest.files)
     return (
@@ -296,27 +296,9 @@ MOST_LINE_BYTES = 48 * 1024 * 1024
 """DuckDB keeps twice this for each thread."""
 
 
-def _duckdb_type(column: Column) -> str:
-    kind = column.type
-    if kind.name == "decimal":
-        return f"DECIMAL({kind.precision},{kind.scale})"
-    simple = {
-        "string": "VARCHAR",
-        "json": "JSON",
-        "boolean": "BOOLEAN",
-        "integer": "INTEGER",
-        "long": "BIGINT",
-        "double": "DOUBLE",
-        "date": "DATE",
-        "timestamptz": "TIMESTAMPTZ",
-        "binary": "BLOB",
-    }
-    return f"{simple[kind.element]}[]" if kind.is_list else simple[kind.name]
-
-
 def _json_type(column: Column) -> str:
     # As text: a double would lose digits of a decimal, and base64 is no blob.
-    return "VARCHAR" if column.type.name in ("decimal", "binary", "double") else _duckdb_type(column)
+    return "VARCHAR" if column.type.name in ("decimal", "binary", "double") else column_type(column)
 
 
 def _from_json(column: Column) -> str:
@@ -324,7 +306,7 @@ def _from_json(column: Column) -> str:
     if column.type.name == "binary":
         return f"from_base64({name}) AS {name}"
     if column.type.name in ("decimal", "double"):
-        return f"{name}::{_duckdb_type(column)} AS {name}"
+        return f"{name}::{column_type(column)} AS {name}"
     return name
 
 

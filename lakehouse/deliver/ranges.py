@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from catalog.tables import open_table
-from lakehouse.duck import connect, lake_relation, quoted
+from lakehouse.duck import column_type, connect, lake_relation, quoted
 from lakehouse.landing.cursor import read_cursor
 from lakehouse.landing.held import unreadable
 from schemas.contract import Contract
@@ -42,7 +42,14 @@ class LakeTable:
     @property
     def relation(self) -> str:
         """SQL that reads its whole history, at this metadata file."""
-        return lake_relation(self.table.metadata_location)
+        relation = lake_relation(self.table.metadata_location)
+        # A contract's new column is in the lake from the next landing on.
+        held = {field.name for field in self.table.schema().fields}
+        missing = [c for c in lake_fields(self.contract) if c.name not in held]
+        if not missing:
+            return relation
+        nulls = ", ".join(f"NULL::{column_type(c)} AS {quoted(c.name)}" for c in missing)
+        return f"(SELECT *, {nulls} FROM {relation})"
 
 
 def open_lake_table(app: App, contract: Contract, organization: str, *, at_least: int = 0) -> LakeTable:

@@ -15,6 +15,7 @@ from psycopg import sql
 
 from federation.kinds import DestinationKind
 from lakehouse.embedded.s3 import EmbeddedS3
+from tests.faults.proxy import Fault, HttpProxy
 
 
 class Place(Protocol):
@@ -49,6 +50,10 @@ class Place(Protocol):
 
     def deny(self) -> Callable[[], None]:
         """Refuse every write; returns what ends that."""
+        ...
+
+    def throttle(self) -> Callable[[], None]:
+        """Answer that it is too busy, to whoever connects from now on; returns what ends that."""
         ...
 
 
@@ -125,6 +130,16 @@ class Replica:
                 connection.execute(tables.format(sql.SQL("GRANT"), schema, sql.SQL("TO"), user))
 
         return allow
+
+    def throttle(self) -> Callable[[], None]:
+        user = sql.Identifier(urlsplit(self.url).username or "")
+
+        def limit(number: int) -> None:
+            with self._connect() as connection:
+                connection.execute(sql.SQL("ALTER ROLE {} CONNECTION LIMIT {}").format(user, sql.Literal(number)))
+
+        limit(0)
+        return lambda: limit(-1)
 
 
 @dataclass
@@ -216,3 +231,15 @@ class Files:
         }
         self.client.put_bucket_policy(Bucket=self.bucket, Policy=json.dumps(policy))
         return lambda: self.client.delete_bucket_policy(Bucket=self.bucket)
+
+    def throttle(self) -> Callable[[], None]:
+        before = self.config
+        proxy = HttpProxy(self.s3.endpoint)
+        proxy.arm(Fault("answer", lambda request: request.text.startswith("PUT"), times=None, answer=(503, "SlowDown")))
+        self.config = before | {"endpoint": proxy.endpoint}
+
+        def end() -> None:
+            self.config = before
+            proxy.__exit__(None, None, None)
+
+        return end

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import secrets
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -28,6 +31,7 @@ from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.embedded.s3 import EmbeddedS3
 from lakehouse.glance import nothing_to_do
 from lakehouse.maintenance.run import maintain_table
+from schemas.contract import BUILT_IN
 from schemas.errors import LakehouseError, Retry
 from tests.conformance.places import Files, Place, Replica
 from tests.support import Lakehouse, host_tables, insert_events, s3_variables
@@ -40,11 +44,14 @@ class Stage:
     house: Lakehouse
     place: Place
     destination: Destination
+    folder: Path
 
     def deliver(self) -> list[LakehouseError]:
         """Bring it up to date; the errors that were met."""
         results = deliver_now(self.house.app, [self.destination], ["events"])
-        return [r.error for r in results if r.error is not None]
+        errors = [r.error for r in results if r.error is not None]
+        assert not [e for e in errors for secret in self.place.credentials.values() if secret in str(e)]
+        return errors
 
     def delivered(self) -> None:
         assert self.deliver() == []
@@ -100,7 +107,7 @@ def replica(postgres_server: EmbeddedPostgres) -> Iterator[Replica]:
 
 
 @pytest.fixture
-def stage(kind: DestinationKind, house: Lakehouse, request: pytest.FixtureRequest) -> Stage:
+def stage(kind: DestinationKind, house: Lakehouse, tmp_path: Path, request: pytest.FixtureRequest) -> Stage:
     place: Place
     if kind is DestinationKind.POSTGRES_REPLICA:
         place = request.getfixturevalue("replica")
@@ -118,7 +125,7 @@ def stage(kind: DestinationKind, house: Lakehouse, request: pytest.FixtureReques
         table_cadences={},
         credentials=place.credentials,
     )
-    return Stage(house, place, made)
+    return Stage(house, place, made, tmp_path)
 
 
 def first_delivery_creates_what_it_needs(stage: Stage) -> None:
@@ -229,6 +236,91 @@ def a_missing_grant_waits_for_a_person(stage: Stage) -> None:
     assert stage.parity().equal, "what was there is there still"
     stage.delivered()
     stage.equal()
+
+
+def a_throttled_target_is_tried_again(stage: Stage) -> None:
+    stage.delivered()
+    with stage.house.hot() as hot:
+        insert_events(hot, "org-a", 70, 1)
+    stage.house.sync_ok("events")
+    contract = stage.house.app.contract("events")
+    lake = open_lake_table(stage.house.app, contract, "org-a")
+    end = stage.place.throttle()
+    adapter = stage.adapter()
+    with range_reader(stage.house.app, lake) as rows, pytest.raises(DestinationError) as caught:
+        adapter.deliver(stage.pieces(10, 11)[0], rows)
+    adapter.close()
+    end()
+    assert caught.value.retry is Retry.TIMED, caught.value
+    stage.delivered()
+    stage.equal()
+
+
+def an_added_column_arrives_without_a_break(stage: Stage) -> None:
+    stage.delivered()
+    stage.house.reopen(CONTRACTS=json.dumps(["builtin", str(more_columns(stage.folder))]))
+    with stage.house.hot() as hot:
+        hot.execute("ALTER TABLE ingested_events ADD COLUMN region text DEFAULT 'eu'")
+        insert_events(hot, "org-a", 70, 1)
+    assert stage.parity().equal, "the contract has it, and nothing was landed yet"
+    stage.house.sync_ok("events")
+    stage.delivered()
+    assert len(stage.place.ids("events")) == 11
+    stage.equal()
+    with stage.house.hot() as hot:
+        hot.execute("UPDATE ingested_events SET region = 'us' WHERE id = 'org-a-e70'")
+    stage.house.sync_ok("events")
+    stage.delivered()
+    stage.equal()
+    (result,) = resync(stage.house.app, stage.destination, ["events"])
+    assert result.error is None
+    stage.equal()
+
+
+def more_columns(folder: Path) -> Path:
+    """A folder with the next version of the contract of events: one more column."""
+    contract = json.loads((BUILT_IN / "events" / "v1.json").read_text())
+    contract["version"] = "1.1"
+    number = max(c.get(k, 0) for c in contract["columns"] for k in ("id", "element_id")) + 1
+    column = {"id": number, "name": "region", "source": "region", "type": "string", "source_type": "text"}
+    contract["columns"].append(
+        column | {"nullable": True, "description": "New.", "sensitivity": "internal", "since": "1.1"}
+    )
+    (folder / "events").mkdir()
+    (folder / "events" / "v1.json").write_text(json.dumps(contract))
+    return folder
+
+
+def close_releases_whatever_happened(stage: Stage) -> None:
+    contract = stage.house.app.contract("events")
+    before = connections()
+    for broken in (False, True):
+        adapter = stage.adapter()
+        adapter.prepare(contract)
+        if broken:
+
+            def rows(after: int, upto: int) -> Iterator[Any]:
+                raise DestinationError("the lake broke off", retry=Retry.TIMED)
+                yield
+
+            with pytest.raises(LakehouseError, match="broke off"):
+                adapter.deliver(stage.pieces(0, 10)[0], rows)
+        adapter.close()
+        adapter.close()
+    wait = threading.Event()
+    for _ in range(100):
+        if connections() <= before:
+            break
+        wait.wait(0.05)
+    assert connections() <= before
+    stage.delivered()
+
+
+def connections() -> int:
+    """Connections that this process has open, of which it is the one that connected or that was connected to."""
+    import psutil
+
+    return sum(c.status == psutil.CONN_ESTABLISHED for c in psutil.Process().net_connections("tcp"))
 
 
 def a_dead_destination_holds_up_nobody(stage: Stage) -> None:
@@ -458,6 +550,9 @@ CASES: tuple[Callable[[Stage], None], ...] = (
     a_foreign_mark_is_refused,
     wrong_credentials_wait_for_a_person,
     a_missing_grant_waits_for_a_person,
+    a_throttled_target_is_tried_again,
+    an_added_column_arrives_without_a_break,
+    close_releases_whatever_happened,
     a_dead_destination_holds_up_nobody,
     a_vanished_table_is_said,
     a_cleared_target_is_a_gap,
@@ -491,6 +586,8 @@ def test_no_cell_is_empty(request: pytest.FixtureRequest) -> None:
 def test_the_module_has_every_case() -> None:
     names = {c.__name__ for c in CASES}
     written = {n for n, f in globals().items() if callable(f) and getattr(f, "__module__", "") == __name__}
-    helpers = {"alter", "house", "replica", "stage", "Stage"} | {n for n in written if n.startswith("test_")}
+    helpers = {"alter", "connections", "more_columns", "house", "replica", "stage", "Stage"} | {
+        n for n in written if n.startswith("test_")
+    }
     assert written - helpers == names
     assert deliver_run.COPYING == COPYING

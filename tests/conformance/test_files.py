@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
+import jq
 import pytest
 
 from federation.kinds import DestinationKind
 from federation.protocol import OvertakenError
 from lakehouse.deliver.ranges import open_lake_table, range_reader
 from lakehouse.deliver.run import resync
+from lakehouse.duck import connect
 from schemas.errors import Retry
 from tests.conformance.places import Files
-from tests.conformance.test_destinations import Stage, house, stage
+from tests.conformance.test_destinations import Stage, house, more_columns, stage
+from tests.support import ROOT
 
 __all__ = ["house", "stage"]
 
@@ -62,3 +68,52 @@ def test_a_filling_that_is_overtaken_is_done_once_more(stage: Stage, monkeypatch
     adapter.close()
     assert result.error is None and states == [10, 10]
     stage.equal()
+
+
+def test_what_the_page_says_works_when_pasted(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/files.md, over a table with a delete, an update and a column that came later."""
+    place, house = stage.place, stage.house
+    assert isinstance(place, Files)
+    stage.delivered()
+    house.reopen(CONTRACTS=json.dumps(["builtin", str(more_columns(stage.folder))]))
+    with house.hot() as hot:
+        hot.execute("ALTER TABLE ingested_events ADD COLUMN region text DEFAULT 'eu'")
+        hot.execute("UPDATE ingested_events SET severity = 'HIGH' WHERE id = 'org-a-e1'")
+        hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e2'")
+    house.sync_ok("events", reconcile=True)
+    stage.delivered()
+    page = (ROOT / "docs" / "files.md").read_text()
+    page = page.replace("s3://bucket/exports", place.config["location"]).replace("=acme", "=org-a")
+    blocks = re.findall(r"```(\w*)\n(.*?)```", page, re.S)
+    wanted = {f"org-a-e{n}": "INFO" for n in (3, 4, 5, 6, 50, 51, 60, 61)} | {"org-a-e1": "HIGH"}
+    if place.kind is DestinationKind.JSONL_S3:
+        (command,) = [b for _, b in blocks if "jq -s" in b]
+        program = re.search(r"jq -s '(.*)'", command)
+        assert program is not None
+        lines = "\n".join(json.dumps(r) for r in place.rows("events"))
+        rows = jq.compile(program[1]).input_text(lines, slurp=True).all()
+        assert {r["id"]: (r["severity"], r["region"]) for r in rows} == {k: (v, "eu") for k, v in wanted.items()}
+        return
+    (statements,) = [b for kind, b in blocks if kind == "sql"]
+    with connect([], private=True) as duck:
+        host = urlsplit(place.s3.endpoint).netloc
+        duck.execute(
+            f"CREATE SECRET (TYPE s3, KEY_ID '{place.s3.access_key}', SECRET '{place.s3.secret_key}', "
+            f"ENDPOINT '{host}', USE_SSL false, URL_STYLE 'path')"
+        )
+        found = duck.execute(statements).to_arrow_table().to_pylist()
+    assert {r["id"]: (r["severity"], r["region"]) for r in found} == {k: (v, "eu") for k, v in wanted.items()}
+
+    (snippet,) = [b for kind, b in blocks if kind == "python" and "polars" in b]
+    for name, value in {
+        "AWS_ENDPOINT_URL": place.s3.endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": place.s3.access_key,
+        "AWS_SECRET_ACCESS_KEY": place.s3.secret_key,
+        "AWS_REGION": place.s3.region,
+    }.items():
+        monkeypatch.setenv(name, value)
+    scope: dict[str, Any] = {"read": lambda url: place.stored()[url.removeprefix(f"s3://{place.bucket}/")]}
+    exec(snippet, scope)
+    rows = scope["events"].collect().to_dicts()
+    assert {r["id"]: (r["severity"], r["region"]) for r in rows} == {k: (v, "eu") for k, v in wanted.items()}

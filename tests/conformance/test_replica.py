@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -17,7 +18,7 @@ from lakehouse.deliver.ranges import open_lake_table, range_reader
 from lakehouse.deliver.run import resync
 from schemas.errors import LakehouseError, Retry
 from tests.conformance.places import Replica
-from tests.conformance.test_destinations import Stage, house, replica, stage
+from tests.conformance.test_destinations import Stage, house, more_columns, replica, stage
 from tests.support import insert_events
 
 __all__ = ["house", "replica", "stage"]
@@ -73,9 +74,10 @@ def test_what_others_built_on_it_survives(stage: Stage, there: psycopg.Connectio
     stage.delivered()
     there.execute("CREATE VIEW mine AS SELECT severity, count(*) AS n FROM events GROUP BY 1")
     there.execute("CREATE INDEX mine_index ON _events (severity)")
-    there.execute("UPDATE _lakehouse SET contract = '0.9'")
     there.execute("ALTER TABLE _events ADD COLUMN theirs integer")
+    stage.house.reopen(CONTRACTS=json.dumps(["builtin", str(more_columns(stage.folder))]))
     with stage.house.hot() as hot:
+        hot.execute("ALTER TABLE ingested_events ADD COLUMN region text DEFAULT 'eu'")
         insert_events(hot, "org-a", 70, 1)
     stage.house.sync_ok("events")
     stage.delivered()

@@ -107,4 +107,32 @@ MUTANTS = (
         "            if True:",
         "conformance/test_replica.py::test_a_resync_waits_for_no_reader",
     ),
+    mutant(
+        "a-column-that-the-lake-has-not-yet",
+        "lakehouse/deliver/ranges.py",
+        "        if not missing:\n",
+        "        if True:\n",
+        f"{SUITE}[POSTGRES_REPLICA-an_added_column_arrives_without_a_break]",
+    ),
+    mutant(
+        "columns-of-the-first-contract-only",
+        LAYOUT,
+        "                if c.name not in held:",
+        "                if False:",
+        f"{SUITE}[POSTGRES_REPLICA-an_added_column_arrives_without_a_break]",
+    ),
+    mutant(
+        "a-busy-server-waits-for-a-person",
+        "federation/files/store.py",
+        "retry=Retry.MANUAL if refused else Retry.TIMED,",
+        "retry=Retry.MANUAL,",
+        f"{SUITE}[JSONL_S3-a_throttled_target_is_tried_again]",
+    ),
+    mutant(
+        "closed-only-in-name",
+        REPLICA,
+        "                self._open.close()\n            self._open = None",
+        "                PostgresAdapter.kept = [*getattr(PostgresAdapter, 'kept', []), self._open]\n            self._open = None",
+        f"{SUITE}[POSTGRES_REPLICA-close_releases_whatever_happened]",
+    ),
 )
