@@ -17,6 +17,7 @@ from lakehouse.cli import (
     deliver,
     demo,
     destinations,
+    hold,
     keys,
     lakes,
     maintain,
@@ -51,6 +52,7 @@ demo.register(app)
 keys.register(app)
 quarantine.register(app)
 receipts.register(app)
+hold.register(app)
 
 
 def run_command() -> None:
