@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from catalog.errors import CatalogError, lake_errors
+from catalog.errors import CatalogError, OwnershipError, lake_errors
 from catalog.lake import INSTALLATION_PROPERTY, ORGANIZATION_PROPERTY, Lake
 from schemas.contract import Contract
+from schemas.errors import Retry
 from schemas.lake_columns import iceberg_schema, lake_fields, partition_spec
 
 if TYPE_CHECKING:
+    from pyiceberg.schema import Schema as IcebergSchema
     from pyiceberg.table import Table
 
 CONTRACT_PROPERTY = "lakehouse.contract"
@@ -75,6 +77,59 @@ def ensure_table(lake: Lake, contract: Contract) -> Table:
         table.refresh()
     _check_ids(table, contract, allow_missing=False)
     return table
+
+
+def open_record_table(lake: Lake, name: str) -> Table | None:
+    """A table of our own records in an organization's namespace (no contract's); None where there is none yet.
+
+    Whose it is, the namespace's marks say, which are checked: an adoption of the lake brings it along.
+
+    Raises:
+        OwnershipError: another's marks.
+        CatalogError, StorageError: there is no such namespace, or the table cannot be loaded.
+    """
+    from pyiceberg.exceptions import NoSuchTableError
+
+    lake.check()
+    where = f"{lake.namespace}.{name}"
+    with lake_errors(where):
+        try:
+            table = lake.catalog.load_table((lake.namespace, name))
+        except NoSuchTableError:
+            return None
+    if (found := table.properties.get(ORGANIZATION_PROPERTY)) != lake.organization_id:
+        raise OwnershipError(f"{where}: holds the records of organization {found!r}, not of {lake.organization_id!r}")
+    return table
+
+
+def ensure_record_table(lake: Lake, name: str, schema: IcebergSchema, description: str) -> Table:
+    """A table of our own records, made where it is not there. Idempotent. Raises as `open_record_table`."""
+    from pyiceberg.exceptions import TableAlreadyExistsError
+
+    where = f"{lake.namespace}.{name}"
+    properties = {
+        "format-version": "2",
+        ORGANIZATION_PROPERTY: lake.organization_id,
+        "comment": description,
+        "commit.retry.num-retries": "0",
+        "write.metadata.delete-after-commit.enabled": "true",
+        "write.metadata.previous-versions-max": "20",
+        "write.parquet.compression-codec": "zstd",
+    }
+    found = open_record_table(lake, name)
+    if found is None:
+        with lake_errors(where):
+            try:
+                return lake.catalog.create_table(
+                    (lake.namespace, name), schema=schema, location=f"{lake.location}/{name}", properties=properties
+                )
+            except TableAlreadyExistsError:
+                # Another program was first.
+                pass
+        found = open_record_table(lake, name)
+    if found is None:
+        raise CatalogError(f"{where}: was there and is not any more", "Try again.", retry=Retry.TIMED)
+    return found
 
 
 def _create(lake: Lake, contract: Contract) -> Table:

@@ -12,8 +12,6 @@ Nothing is removed from history. An error of one table leaves the others adopted
 from __future__ import annotations
 
 import dataclasses
-import getpass
-import socket
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +28,7 @@ from lakehouse.capture.source import SourceTableMissing, check_table, describe, 
 from lakehouse.control import models, store
 from lakehouse.landing.cursor import LakeCursor, read_cursor
 from lakehouse.landing.history import commit_adoption, read_history
+from lakehouse.operator import operator
 from lakehouse.outbox import tasks
 from lakehouse.outbox.tasks import CAPTURE
 from schemas.contract import Contract
@@ -221,7 +220,7 @@ def adopt_tables(app: App, found: Differences, reason: str) -> dict[tuple[str, s
     reason = " ".join(reason.split())
     if not reason:
         raise AdoptionError("an adoption needs a reason", 'Say why: --reason "restored after the outage of 3 March".')
-    who = f"{getpass.getuser()}@{socket.gethostname()}"
+    who = operator()
     errors: dict[tuple[str, str], LakehouseError] = {}
     # The namespace first: from here on the former owner is refused at every table of it.
     for organization in found.namespaces:

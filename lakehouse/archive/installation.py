@@ -148,6 +148,16 @@ def connect(app: App) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
         yield connection
 
 
+@contextmanager
+def connect_if_installed(app: App) -> Iterator[psycopg.Connection[tuple[Any, ...]] | None]:
+    """As `connect`; None where the archive was never set up in this database."""
+    with _open(app) as connection:
+        version = _version(connection)
+        if version is not None:
+            _check(version)
+        yield connection if version is not None else None
+
+
 def is_installed(connection: psycopg.Connection[Any]) -> bool:
     """Whether the hot database has the archive's schema at all."""
     return _version(connection) is not None

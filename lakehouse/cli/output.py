@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Annotated, Any, TextIO
 from uuid import UUID
@@ -125,6 +125,21 @@ def parse_duration(text: str, option: str) -> float:
     if seconds <= 0:
         raise LakehouseError(f"{option} {text}: not a length of time above zero", "Write 500ms, 5s, 2m or 1h.")
     return seconds
+
+
+def parse_moment(text: str, option: str) -> datetime:
+    """A time from what a person writes, ISO 8601; UTC unless it says otherwise.
+
+    Raises:
+        LakehouseError: it is not a time.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise LakehouseError(
+            f"{option} {text}: not a time", "Write 2026-01-31, 2026-01-31T12:00 or 2026-01-31T12:00:00+02:00."
+        ) from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def show(value: Callable[[], Any], *, as_json: bool, human: Callable[[], Any]) -> None:

@@ -17,12 +17,14 @@ from lakehouse.cli import (
     deliver,
     demo,
     destinations,
+    hold,
     keys,
     lakes,
     maintain,
     prepare,
     quarantine,
     read,
+    receipts,
     run,
     setup,
 )
@@ -49,6 +51,8 @@ maintain.register(app)
 demo.register(app)
 keys.register(app)
 quarantine.register(app)
+receipts.register(app)
+hold.register(app)
 
 
 def run_command() -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lakehouse.cli.capture import TableOption, chosen, error_json, open_app, warn_newcomers
-from lakehouse.cli.output import JsonFlag, duration, print_json, size, stderr, stdout, table
+from lakehouse.cli.output import JsonFlag, duration, parse_moment, print_json, size, stderr, stdout, table
 from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
@@ -307,20 +306,12 @@ def query(
     """Run SQL over the lake with DuckDB; needs the lake and its catalog, not the hot tables."""
     from lakehouse.query import run_query
 
-    result = run_query(open_app(), statement, organization=organization, as_of=_moment(as_of) if as_of else None)
+    result = run_query(
+        open_app(), statement, organization=organization, as_of=parse_moment(as_of, "--as-of") if as_of else None
+    )
     if as_json:
         print_json(result.to_pylist(), verbatim=True)
         return
     rows = [tuple(row.values()) for row in result.to_pylist()] if result.num_columns else []
     stdout.print(table("", result.column_names, rows, verbatim=True))
     sys.stderr.write(f"{result.num_rows:,} rows\n")
-
-
-def _moment(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise LakehouseError(
-            f"--as-of {text}: not a time", "Write 2026-01-31, 2026-01-31T12:00 or 2026-01-31T12:00:00+02:00."
-        ) from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
