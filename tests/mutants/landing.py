@@ -87,8 +87,8 @@ MUTANTS = (
     mutant(
         "pyicebergs-retry-on",
         "catalog/tables.py",
-        '"commit.retry.num-retries": "0"',
-        '"commit.retry.num-retries": "4"',
+        '"commit.retry.num-retries": "0",\n        "commit.manifest-merge.enabled"',
+        '"commit.retry.num-retries": "4",\n        "commit.manifest-merge.enabled"',
         f"{CATALOGS}::test_of_racing_landings_exactly_one_wins",
     ),
     mutant(
