@@ -23,6 +23,7 @@ from lakehouse.cli import (
     prepare,
     quarantine,
     read,
+    receipts,
     run,
     setup,
 )
@@ -49,6 +50,7 @@ maintain.register(app)
 demo.register(app)
 keys.register(app)
 quarantine.register(app)
+receipts.register(app)
 
 
 def run_command() -> None:
