@@ -47,6 +47,12 @@ NAMES: dict[str, str] = {
     "delivery.claimed": "a delivery is claimed, its destination was not asked",
     "delivery.delivered": "the destination holds the range, nothing is acknowledged",
     "archive.hold_placed": "a hold is in force in the hot database, the lake does not know it",
+    "archive.candidates_read": "candidates of the archive are read, the lake was not asked",
+    "archive.proven": "the lake holds the candidates, nothing is locked",
+    "archive.locked": "a batch's rows are locked, they were not looked at again",
+    "archive.tombstones_written": "a batch's tombstones and receipt are written, its rows are not deleted",
+    "archive.before_commit": "a batch's rows are deleted, nothing is committed",
+    "archive.after_commit": "a batch is committed, nobody was told",
     "keys.row_rotated": "one stored credential is written under the new key, others are not",
 }
 """Every failpoint and what holds when it is passed. A name that is not here cannot be armed or passed."""
