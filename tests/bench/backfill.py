@@ -19,12 +19,22 @@ from typing import Any
 
 import psycopg
 
+from lakehouse.settings import CaptureSettings
 from schemas.contract import BUILT_IN
-from tests.bench import measure
+from tests.bench import goals, measure, profile
 from tests.bench.world import World, client, command, fill, lakehouse, organizations, program, scalar
 
 Say = Callable[[str], None]
 TABLE = "public.ingested_events"
+TRIED = {
+    "as it is": {},
+    "one process": {"BACKFILL__WORKERS": "1"},
+    "three processes": {"BACKFILL__WORKERS": "3"},
+    "ranges of half the size": {"BACKFILL__RANGE_ROWS": "100000"},
+    "chunks of twice the size": {"CAPTURE__CHUNK_BYTES": str(2 * CaptureSettings().chunk_bytes)},
+    "one thread that writes": {"LANDING__THREADS": "1"},
+}
+"""Settings of a profile, each measured once."""
 
 
 def drain(url: str, middle: str | None = None) -> float:
@@ -105,4 +115,32 @@ def run(world: World, rows: int, rounds: int, say: Say) -> dict[str, Any]:
         }
     found["drain"] = round(rows / statistics.median(drains))
     found["drain_two"] = round(rows / statistics.median(twice))
+    if goals.missed("backfill", found):
+        world.drop()
+        found["profile"] = explain(world, rows, say)
+    return found
+
+
+def explain(world: World, rows: int, say: Say) -> dict[str, Any]:
+    """Where the time goes, by day and for one organization; and what other settings would have done."""
+    url = world.database("explain")
+    organizations(url, 1)
+    fill(url, rows)
+    bucket = world.s3.create_bucket("backfill-explain")
+    drained = drain(url)
+    variables = world.variables(bucket)
+    lakehouse(variables, "init")
+    found = profile.take(world, variables, rows, "backfill", "--table", "events", "--json")
+    say(f"profile of a backfill: {found['machine']}")
+    found["tried"] = {}
+    for name, setting in TRIED.items():
+        variables = world.variables(bucket, **setting)
+        variables["LAKEHOUSE_LAKE__WAREHOUSE"] += f"-{len(found['tried'])}"
+        done = once(world, variables, "events")
+        found["tried"][name] = {
+            "ratio": round(drained / done.seconds, 3),
+            "processor_us": round(done.processor / rows * 1e6, 2),
+            "megabytes": round(done.megabytes),
+        }
+        say(f"tried: {name}: {found['tried'][name]}")
     return found

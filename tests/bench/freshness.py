@@ -8,6 +8,7 @@ are this machine's.
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
 import tempfile
@@ -27,6 +28,7 @@ from lakehouse.duck import connect, lake_relation
 from lakehouse.query import tenants
 from lakehouse.settings import ExplicitSettings
 from schemas.contract import Contract
+from tests.bench import profile
 from tests.bench.world import World, client, command, lakehouse, program
 
 WARM_SECONDS = 10
@@ -61,7 +63,8 @@ def run(world: World, rows: int, seconds: int, say: Callable[[str], None]) -> di
         lakehouse(variables, "sync", "--once")
         app = App(ExplicitSettings(**settings_values(variables)))
         try:
-            waits = _measure(app, url, variables, seconds)
+            with profile.beside(world) as servers:
+                waits, units = _measure(app, url, variables, seconds)
         finally:
             app.close()
         lakehouse(variables, "sync", "--once")
@@ -75,8 +78,12 @@ def run(world: World, rows: int, seconds: int, say: Callable[[str], None]) -> di
             "longest": round(every[-1], 2),
             "slowest_table": slowest,
             "slowest_p99": round(_quantile(sorted(waits[slowest]), 0.99), 2),
+            "curve": [[round(_quantile(every, n / 100), 3), n] for n in range(101)],
+            "units": units,
+            "machine": servers,
         }
-        say(f"freshness by {method}: {found['methods'][method]}")
+        shown = {k: v for k, v in found["methods"][method].items() if k not in ("curve", "units")}
+        say(f"freshness by {method}: {shown}")
     return found
 
 
@@ -84,8 +91,10 @@ def _quantile(ordered: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def _measure(app: App, url: str, variables: dict[str, str], seconds: int) -> dict[str, list[float]]:
-    """By table: seconds from a commit to its acknowledged landing."""
+def _measure(
+    app: App, url: str, variables: dict[str, str], seconds: int
+) -> tuple[dict[str, list[float]], dict[str, dict[str, float]]]:
+    """By table: seconds from a commit to its acknowledged landing. And what the program said of its own work."""
     contracts = [app.contract(name) for name in app.contracts]
     committed: dict[str, dict[int, float]] = {c.table: {} for c in contracts}
     with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +117,25 @@ def _measure(app: App, url: str, variables: dict[str, str], seconds: int) -> dic
             load.wait()
             running.terminate()
             running.wait()
-    return {c.table: _waits(app, c, committed[c.table]) for c in contracts}
+        units = _units(log)
+    return {c.table: _waits(app, c, committed[c.table]) for c in contracts}, units
+
+
+def _units(log: Path) -> dict[str, dict[str, float]]:
+    """By kind of unit that the program reported while it ran: how many, and how long each took, in milliseconds."""
+    took: dict[str, list[float]] = {}
+    for line in log.read_text().splitlines():
+        if line.startswith("{") and "milliseconds" in (event := json.loads(line)):
+            took.setdefault(event["event"], []).append(event["milliseconds"])
+    return {
+        kind: {
+            "count": len(all_),
+            "p50": round(statistics.median(all_), 1),
+            "p99": round(_quantile(sorted(all_), 0.99), 1),
+            "seconds": round(sum(all_) / 1000, 1),
+        }
+        for kind, all_ in sorted(took.items())
+    }
 
 
 def _until_landed(app: App, last: float, running: subprocess.Popen[bytes], log: Path) -> None:

@@ -28,6 +28,7 @@ from lakehouse.outbox.tasks import CAPTURE
 from lakehouse.settings import ExplicitSettings
 from lakehouse.worker.worker import Worker
 from schemas.contract import BUILT_IN
+from tests.bench import goals, profile, steps
 from tests.bench.start import CHANGED
 from tests.bench.world import World, client, fill, lakehouse, organizations
 
@@ -107,6 +108,7 @@ def run(world: World, rows: int, rounds: int, say: Callable[[str], None]) -> dic
     url = world.database("windows")
     organizations(url, 1)
     fill(url, rows)
+    explained: dict[str, Any] = {}
     found: dict[str, Any] = {"rows": rows, "changed": min(CHANGED, rows), "rounds": rounds, "methods": {}}
     with tempfile.TemporaryDirectory() as folder, psycopg.connect(url, autocommit=True) as hot:
         hot.execute("ALTER TABLE ingested_events ADD COLUMN updated_at timestamp(3) NOT NULL DEFAULT '2026-01-01'")
@@ -143,6 +145,7 @@ def run(world: World, rows: int, rounds: int, say: Callable[[str], None]) -> dic
             if method == "trigger":
                 cost["triggers, no capture"] = _pgbench(url, rows)
             cost[f"{method}, a window every {CADENCE:.0f} s"] = _pgbench(url, rows, table)
+            explained[method] = _explain(table, hot, rows, rounds)
             table.app.close()
             found["methods"][method] = {
                 "empty_ms": round(statistics.median(empty) * 1000, 1),
@@ -154,7 +157,24 @@ def run(world: World, rows: int, rounds: int, say: Callable[[str], None]) -> dic
         lakehouse(variables, "sync", "--once", "--table", "events")
         lakehouse(variables, "verify", "--table", "events")
     found["transactions"] = cost
+    if goals.missed("windows", found):
+        found["profiles"] = explained
     return found
+
+
+def _explain(table: OneTable, hot: psycopg.Connection[Any], rows: int, rounds: int) -> dict[str, Any]:
+    """Steps of a window with changed rows, and of an empty one; a window's share."""
+    with steps.watching() as watched:
+        for _ in range(4 * rounds):
+            table.window()
+        empty = watched.copy()
+        for _ in range(rounds):
+            _touch(hot, rows)
+            table.window()
+    return {
+        "empty": profile.steps_json(empty, 4 * rounds),
+        "changed": profile.steps_json(watched.since(empty), rounds),
+    }
 
 
 def _pgbench(url: str, rows: int, table: OneTable | None = None) -> float:
