@@ -12,7 +12,7 @@ that only the lake remembers frees nothing, for whoever can write to the lake mu
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,7 +32,7 @@ from lakehouse.archive.installation import (
     table,
 )
 from lakehouse.archive.records import Hold, moment
-from lakehouse.archive.scope import as_sql, check_scope, concerns, held, hot_column
+from lakehouse.archive.scope import as_sql, check_scope, concerns, held, hot_column, hot_table
 from lakehouse.failpoints import failpoint
 from lakehouse.operator import operator
 from schemas.errors import LakehouseError, Retry
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lakehouse.app import App
 
 __all__ = [
+    "KnownHolds",
     "Listed",
     "active",
     "all_holds",
@@ -295,31 +296,56 @@ def restore_from_lake(app: App, organization: str) -> list[Hold]:
         return restored
 
 
-def mirror_holds(app: App, organizations: Iterable[str]) -> tuple[int, list[LakehouseError]]:
-    """For maintenance: put back what databases forgot, write what lakes lack. Returns the rows written and errors.
+def mirror_holds(app: App) -> tuple[int, list[LakehouseError]]:
+    """For maintenance: put back what the database forgot, write what lakes lack. Returns the rows written, and errors.
 
     One organization's fault is its own. Nothing happens where the archive was never set up.
 
     Raises:
         SourceError: the hot database does not answer.
     """
+    from lakehouse.control import store
+
     with connect_if_installed(app) as connection:
         if connection is None:
             return 0, []
-    written, errors = 0, []
-    by_organization: dict[str, list[Hold]] = {}
+    known: dict[str, list[Hold]] = {}
     for hold in all_holds(app):
-        by_organization.setdefault(hold.organization, []).append(hold)
-    for organization in organizations:
+        known.setdefault(hold.organization, []).append(hold)
+    written = 0
+    errors: list[LakehouseError] = []
+    for organization in sorted({lake.organization_id for lake in store.lakes(app.engine)} | known.keys()):
         try:
             lake = app.lake(organization)
-            if lake.owner() is None:
-                continue
-            restore_from_lake(app, organization)
-            written += mirror.write_holds(lake, by_organization.get(organization, []))
+            if lake.owner() is not None:
+                restore_from_lake(app, organization)
+                written += mirror.write_holds(lake, known.get(organization, []))
         except LakehouseError as error:
             errors.append(error)
     return written, errors
+
+
+class KnownHolds:
+    """The database's holds, read once: what one run of maintenance goes by."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._read: list[Hold] | LakehouseError | None = None
+
+    def on(self, organization: str, table_name: str) -> list[Hold]:
+        """All that concern a table of an organization, released ones too.
+
+        Raises:
+            SourceError: the hot database does not answer; it is not asked again.
+        """
+        if self._read is None:
+            try:
+                self._read = all_holds(self._app)
+            except LakehouseError as error:
+                self._read = error
+        if isinstance(self._read, LakehouseError):
+            raise self._read
+        return [h for h in self._read if h.organization == organization and concerns(h, table_name)]
 
 
 def unknown_ids(app: App, hold: Hold) -> list[str]:
@@ -340,7 +366,7 @@ def unknown_ids(app: App, hold: Hold) -> list[str]:
             ).format(
                 archived=table("cold_storage_archive"),
                 key=as_sql(postgres_key(contract, "t")),
-                hot=sql.Identifier(contract.source_schema, contract.source_table),
+                hot=hot_table(contract),
                 tenant=hot_column(contract, contract.tenant, "t"),
             ),
             [list(hold.row_keys), hold.organization, hold.table, list(hold.row_keys), hold.organization],

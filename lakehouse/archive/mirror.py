@@ -153,8 +153,8 @@ def _schema() -> Schema:
     return Schema(
         NestedField(1, "hold_id", StringType(), required=True),
         NestedField(2, "action", StringType(), required=True, doc="placed or released"),
-        NestedField(3, "at", TimestamptzType(), required=True, doc="When, by the hot database's clock."),
-        NestedField(4, "by", StringType(), required=True, doc="Who placed or released it."),
+        NestedField(3, "decided_at", TimestamptzType(), required=True, doc="When, by the hot database's clock."),
+        NestedField(4, "actor", StringType(), required=True, doc="Who placed or released it."),
         NestedField(5, "reason", StringType(), required=True),
         NestedField(6, "organization_id", StringType(), required=True),
         NestedField(7, "table_name", StringType(), required=False, doc="Null: every table."),
@@ -181,13 +181,13 @@ def _events(hold: Hold) -> list[dict[str, Any]]:
         "event_upto": hold.event_upto,
         "written_at": datetime.now(UTC),
     }
-    placed = {"action": PLACED, "at": hold.placed_at, "by": hold.placed_by, "reason": hold.reason}
+    placed = {"action": PLACED, "decided_at": hold.placed_at, "actor": hold.placed_by, "reason": hold.reason}
     events = [scope | placed]
     if hold.released_at is not None:
         released = {
             "action": RELEASED,
-            "at": hold.released_at,
-            "by": hold.released_by,
+            "decided_at": hold.released_at,
+            "actor": hold.released_by,
             "reason": hold.released_reason,
         }
         events.append(scope | released)
@@ -221,11 +221,11 @@ def _holds(rows: Iterable[dict[str, Any]]) -> dict[UUID, Hold]:
                 event_from=row["event_from"],
                 event_upto=row["event_upto"],
                 reason=row["reason"],
-                placed_by=row["by"],
-                placed_at=row["at"],
+                placed_by=row["actor"],
+                placed_at=row["decided_at"],
             )
         else:
             found[key] = replace(
-                found[key], released_by=row["by"], released_reason=row["reason"], released_at=row["at"]
+                found[key], released_by=row["actor"], released_reason=row["reason"], released_at=row["decided_at"]
             )
     return found

@@ -103,10 +103,20 @@ def _bounds(contract: Contract, alias: str) -> tuple[sql.Composable, sql.Composa
 
 
 def hot_column(contract: Contract, name: str, alias: str) -> sql.Composed:
-    """A column of the hot table, by its lake name."""
-    return sql.Composed([sql.Identifier(alias, contract[name].source)])
+    """A column of the hot table, by its lake name; for a statement with parameters, as all of these."""
+    return sql.Composed([sql.Identifier(_doubled(alias), _doubled(contract[name].source))])
+
+
+def hot_table(contract: Contract) -> sql.Composed:
+    """The hot table's name."""
+    return sql.Composed([sql.Identifier(_doubled(contract.source_schema), _doubled(contract.source_table))])
 
 
 def as_sql(expression: str) -> sql.SQL:
     """An expression of ours as SQL: built from quoted names, never from what a person typed."""
-    return sql.SQL(expression.replace("%", "%%"))
+    return sql.SQL(_doubled(expression))
+
+
+def _doubled(text: str) -> str:
+    # Where there are parameters psycopg reads % as one, in quoted names too.
+    return text.replace("%", "%%")

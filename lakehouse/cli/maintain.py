@@ -35,6 +35,7 @@ def maintain(
     Can be killed at any moment and run again, beside programs that capture and land.
     """
     from lakehouse.capture.tombstones import prune_tombstones
+    from lakehouse.maintenance.archive import keep_archive
     from lakehouse.maintenance.outbox import prune_outbox
     from lakehouse.query import find_tenant, tenants
 
@@ -55,13 +56,20 @@ def maintain(
             busy.append(contract.table)
         else:
             results += done
-    pruned = {} if dry_run or stop.is_set() else prune_outbox(app) | prune_tombstones(app)
+    pruned: dict[str, int] = {}
+    kept: dict[str, int] = {}
+    late: list[LakehouseError] = []
+    if not dry_run and not stop.is_set():
+        pruned = prune_outbox(app) | prune_tombstones(app)
+        kept, late = keep_archive(app)
     if as_json:
         print_json(
             {
                 "dry_run": dry_run,
                 "tables": [{**r.fields(), "errors": [error_json(e) for e in r.errors]} for r in results],
                 "pruned": pruned,
+                "archive": kept,
+                "errors": [error_json(e) for e in late],
                 "busy": busy,
             }
         )
@@ -69,6 +77,12 @@ def maintain(
         _show(results, {t.organization: t.label or t.organization for t in wanted}, dry_run)
         if any(pruned.values()):
             stdout.print("pruned: " + ", ".join(f"{count:,} {name}" for name, count in pruned.items() if count))
+    _say_errors(results, late, busy)
+    if any(r.errors for r in results) or late or busy or stop.is_set():
+        raise typer.Exit(1)
+
+
+def _say_errors(results: list[MaintenanceResult], late: list[LakehouseError], busy: list[str]) -> None:
     for r in results:
         for error in r.errors:
             stderr.print(
@@ -76,10 +90,10 @@ def maintain(
                 markup=False,
                 soft_wrap=True,
             )
+    for error in late:
+        stderr.print(f"error: the archive's records: {error.detail}\n  {error.hint}", markup=False, soft_wrap=True)
     for name in busy:
         stderr.print(f"{name}: another program maintains it", markup=False)
-    if any(r.errors for r in results) or busy or stop.is_set():
-        raise typer.Exit(1)
 
 
 def _one(

@@ -1,4 +1,4 @@
-"""One run of maintenance over one lake table: expire, sweep, remove, merge, measure.
+"""One run of maintenance over one lake table: tag what is held, expire, sweep, remove, merge, measure.
 
 Safe beside landings of other processes: every commit is made on top of what is there, and yields to whoever was
 first. Who calls it holds the task `maintain:<table>`: two at once would do the same work twice, and no harm.
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from catalog.errors import lake_errors
 from catalog.tables import open_table
 from lakehouse.app import App
+from lakehouse.archive.holds import KnownHolds
+from lakehouse.archive.mirror import tag_table
 from lakehouse.control import store
 from lakehouse.maintenance import garbage, statistics
 from lakehouse.maintenance.compaction import compact, plan
@@ -71,10 +73,13 @@ def maintain_all(
 ) -> list[MaintenanceResult]:
     """Maintain the table of every organization that has a lake (or of some); one's fault is its own (`errors`)."""
     results = []
+    holds = KnownHolds(app)
     for organization in organizations or [lake.organization_id for lake in store.lakes(app.engine)]:
         if should_stop():
             break
-        results.append(maintain_table(app, contract, organization, should_stop=should_stop, dry_run=dry_run))
+        results.append(
+            maintain_table(app, contract, organization, should_stop=should_stop, dry_run=dry_run, holds=holds)
+        )
     return results
 
 
@@ -85,6 +90,7 @@ def maintain_table(
     *,
     should_stop: Callable[[], bool] = _never,
     dry_run: bool = False,
+    holds: KnownHolds | None = None,
 ) -> MaintenanceResult:
     """Bring one table back within its bounds and measure it. Idempotent; can be killed anywhere.
 
@@ -93,7 +99,7 @@ def maintain_table(
     """
     result = MaintenanceResult(contract.table, organization)
     with app.events.unit("maintenance", table=contract.table, organization=organization) as event:
-        _maintain(app, contract, result, should_stop, dry_run)
+        _maintain(app, contract, result, should_stop, dry_run, holds or KnownHolds(app))
         if result.errors:
             result.state = "error"
             event["error"] = result.errors[0].detail[:500]
@@ -102,7 +108,12 @@ def maintain_table(
 
 
 def _maintain(
-    app: App, contract: Contract, result: MaintenanceResult, should_stop: Callable[[], bool], dry_run: bool
+    app: App,
+    contract: Contract,
+    result: MaintenanceResult,
+    should_stop: Callable[[], bool],
+    dry_run: bool,
+    holds: KnownHolds,
 ) -> None:
     from pyiceberg.exceptions import NoSuchTableError
 
@@ -116,8 +127,8 @@ def _maintain(
     except LakehouseError as error:
         result.errors.append(error)
         return
-    run = _Run(app, contract, result, references, lake.address, should_stop)
-    steps = [run.preview] if dry_run else [run.expire, run.sweep, run.remove, run.merge, run.measure]
+    run = _Run(app, contract, result, references, lake.address, should_stop, holds)
+    steps = [run.preview] if dry_run else [run.hold, run.expire, run.sweep, run.remove, run.merge, run.measure]
     for step in steps:
         if should_stop() and step != run.measure:
             result.state = "stopped"
@@ -140,6 +151,7 @@ class _Run:
         references: References,
         address: LakeAddress,
         should_stop: Callable[[], bool],
+        holds: KnownHolds,
     ) -> None:
         self.app = app
         self.engine = app.engine
@@ -149,6 +161,9 @@ class _Run:
         self.references = references
         self.address = address
         self.should_stop = should_stop
+        self.holds = holds
+        self.held = False
+        """The table's tags are those of its holds."""
         self.now = app.clock()
         self.swept_at = statistics.last_sweep(app.engine, result.organization, contract.table)
 
@@ -156,7 +171,20 @@ class _Run:
     def table(self) -> Table:
         return self.references.table
 
+    def hold(self) -> None:
+        try:
+            holds = self.holds.on(self.result.organization, self.contract.table)
+        except LakehouseError as error:
+            # Only expiry waits for it: the other steps need no hot database.
+            self.result.errors.append(error)
+            return
+        tag_table(self.table, holds)
+        self.held = True
+
     def expire(self) -> None:
+        if not self.held:
+            # A hold that nobody could look up may want one of these snapshots.
+            return
         self.result.snapshots_expired = expire(
             self.engine, self.references, self.result.organization, self.contract.table, self.settings, self.now
         )

@@ -159,11 +159,16 @@ class Worker:
 
     def _prune(self, task: ClaimedTask) -> None:
         from lakehouse.capture.tombstones import prune_tombstones
+        from lakehouse.maintenance.archive import keep_archive
         from lakehouse.maintenance.outbox import prune_outbox
 
         with self.app.leases.holding(task.lease), self.app.events.unit(PRUNE) as event:
             event.update(prune_outbox(self.app) | prune_tombstones(self.app))
-        self._give_back(task, None)
+            kept, errors = keep_archive(self.app)
+            event.update(kept)
+            if errors:
+                event.update(outcome="error", error=describe(errors[0]))
+        self._give_back(task, next(iter(errors), None))
 
     def _give_back(self, task: ClaimedTask, error: Exception | None) -> None:
         work = self.app.settings.work
