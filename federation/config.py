@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -101,9 +101,47 @@ def parse_credentials(kind: DestinationKind, raw: Any) -> dict[str, str]:
         raise ConfigError(f"the credentials of a {kind.value} destination have unknown keys: {', '.join(odd)}", known)
     if missing := sorted(must - raw.keys()):
         raise ConfigError(f"the credentials of a {kind.value} destination lack {', '.join(missing)}", known)
+    if "url" in raw and (fault := _url_fault(raw["url"])):
+        raise ConfigError(
+            f"the url of a {kind.value} destination {fault}",
+            "It must look like postgresql://user:password@host:5432/database; in user and password each of / ? # @ : % "
+            f"and spaces is written as %XX. Its parameters may be: {', '.join(sorted(_URL_PARAMETERS))}.",
+        )
     if ("access_key_id" in raw) != ("secret_access_key" in raw):
         raise ConfigError("the credentials have only one of access_key_id and secret_access_key", known)
     return dict(raw)
+
+
+_URL_PARAMETERS = frozenset(
+    (
+        "channel_binding",
+        "connect_timeout",
+        "gssencmode",
+        "sslmode",
+        "sslnegotiation",
+        "sslrootcert",
+        "target_session_attrs",
+    )
+)
+"""Others would change where it leads, or have files of this machine read."""
+
+
+def _url_fault(url: str) -> str | None:
+    """What is wrong with a replica's url; nothing of it is repeated, a part of a password may stand anywhere in it."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+        parameters = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        return "cannot be read"
+    unwritten = re.search(r"%(?![0-9A-Fa-f]{2})|%00|[\s\x00-\x1f]", url) or url.count("@") != parts.netloc.count("@")
+    faults = {
+        "cannot be read": parts.scheme not in ("postgresql", "postgres") or not host or "," in parts.netloc,
+        "has characters that are not written as %XX": unwritten or url.count("@") > 1 or parts.fragment,
+        "has more than one name after its host": parts.path.count("/") > 1,
+        "has parameters that it may not have": any(name not in _URL_PARAMETERS for name, _ in parameters),
+    }
+    return next((text for text, found in faults.items() if found), None)
 
 
 def parse_kind(text: str) -> DestinationKind:

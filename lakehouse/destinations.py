@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from lakehouse.app import App
 
 
+NAME_LENGTH = 160
+
+
 @dataclass(frozen=True)
 class Destination:
     """A destination as `destinations list` shows it. Credentials are never part of it."""
@@ -123,8 +126,7 @@ def add(
     """
     from sqlalchemy.exc import IntegrityError
 
-    if not name.strip():
-        raise LakehouseError("a destination needs a name", "Say --name.")
+    name = _checked_name(name)
     chosen = parse_kind(kind)
     parsed = parse_config(chosen, dict(config))
     _check_tables(app, [*tables, *table_cadences])
@@ -171,6 +173,12 @@ def add(
     return find(app, str(identifier), organization)
 
 
+def _checked_name(name: str) -> str:
+    if not name.strip() or len(name) > NAME_LENGTH or not name.isprintable():
+        raise LakehouseError(f"a destination's name has 1 to {NAME_LENGTH} printable characters", "Say another --name.")
+    return name
+
+
 def edit(
     app: App,
     destination: Destination,
@@ -179,18 +187,30 @@ def edit(
     tables: Sequence[str] | None = None,
     cadence_seconds: int | None = None,
     table_cadences: Mapping[str, int | None] | None = None,
+    credentials: Mapping[str, str] | None = None,
 ) -> Destination:
     """Change what is given; a table's cadence of None goes back to the destination's.
 
+    With other credentials the target is reached first, as a delivery would.
+
     Raises:
-        LakehouseError: an unknown table, or a name that is taken.
+        LakehouseError: an unknown table, a name or target that is taken, or credentials that do not work.
     """
     from sqlalchemy.exc import IntegrityError
 
     _check_tables(app, [*(tables or ()), *(table_cadences or ())])
     values: dict[str, Any] = {"updated_at": func.now()}
     if name is not None:
-        values["name"] = name
+        values["name"] = _checked_name(name)
+    if credentials is not None:
+        kind = DestinationKind(destination.kind)
+        keys = parse_credentials(kind, dict(credentials))
+        if kind not in COPYING:
+            raise LakehouseError(f"{destination.name}: a {kind.value} destination has no credentials of its own")
+        assert destination.organization is not None  # noqa: S101 - there are no vendor-wide ones yet
+        values["target"] = check_target(app, destination.organization, kind, destination.config, keys)
+        place = destination_place(destination.organization, destination.id)
+        values["encrypted_credentials"], values["token_key_version"] = app.vault.seal(keys, place)
     if tables is not None:
         values["enabled_tables"] = list(tables) or [ALL_TABLES]
     if cadence_seconds is not None:
@@ -202,6 +222,11 @@ def edit(
             )
             _set_cadences(connection, destination.id, table_cadences or {})
     except IntegrityError as error:
+        if "target" in str(error.orig):
+            raise LakehouseError(
+                f"another {destination.kind} destination writes to {values['target']} already",
+                "Two destinations never share a target.",
+            ) from error
         raise LakehouseError(
             f"organization {destination.organization} has a destination named {name!r} already", "Choose another."
         ) from error
@@ -219,12 +244,22 @@ def set_status(app: App, destination: Destination, status: DestinationStatus) ->
 
 
 def remove(app: App, destination: Destination) -> None:
-    """Remove a destination. What it was delivered stays, and so do the records of that.
+    """Remove a destination. What it was delivered stays, and so do the records of that; what waits for it is dropped.
 
     Raises:
-        LakehouseError: deliveries of it are under way or wait.
+        LakehouseError: a delivery of it is under way, or a landing waits.
     """
+    row = WarehouseDelivery
     with app.engine.begin() as connection:
+        if DestinationKind(destination.kind) in COPYING:
+            # A range is in the lake still. Whoever holds one is not disturbed.
+            connection.execute(
+                delete(row).where(
+                    row.destination_id == destination.id,
+                    _open(),
+                    or_(row.lease_owner.is_(None), row.lease_expires_at < func.clock_timestamp()),
+                )
+            )
         gone = connection.execute(
             delete(WarehouseDestination).where(
                 WarehouseDestination.id == destination.id,

@@ -76,6 +76,10 @@ class FilesAdapter:
         self.store.put(probe, io.BytesIO(b"{}"))
         self.store.read_json(probe)
         self.store.delete(probe)
+        for table in self.store.folders():
+            name = manifest.name(table, self.owner)
+            if (found := self.store.read_json(name)) is not None:
+                manifest.read(found, self.form.kind, self.owner, table, self.store.url(name))
 
     def prepare(self, contract: Contract) -> None:
         """See `Adapter.prepare`. An added column is there from the next file on; older ones read as null."""
@@ -98,11 +102,11 @@ class FilesAdapter:
             ForeignTargetError: it is another's.
             DestinationError: it cannot be read.
         """
-        name = manifest.name(contract, self.owner)
+        name = manifest.name(contract.table, self.owner)
         found = self.store.read_json(name)
         if found is None:
             return None, self._nothing(contract)
-        return found, manifest.read(found, self.form.kind, self.owner, contract, self.store.url(name))
+        return found, manifest.read(found, self.form.kind, self.owner, contract.table, self.store.url(name))
 
     def deliver(self, delivery: Delivery, rows: RangeReader) -> Receipt:
         """See `Adapter.deliver`."""
@@ -113,8 +117,8 @@ class FilesAdapter:
             found, held = self.manifest(contract)
             if held.sequence < delivery.after:
                 raise GapError(
-                    f"{self.store.url(manifest.name(contract, self.owner))}: stands at {held.sequence}, the delivery "
-                    f"begins after {delivery.after}: it was cleared, or is an older copy",
+                    f"{self.store.url(manifest.name(contract.table, self.owner))}: stands at {held.sequence}, the "
+                    f"delivery begins after {delivery.after}: it was cleared, or is an older copy",
                     "Run `lakehouse destinations resync` for it: it is filled again from the lake.",
                 )
             if held.sequence >= delivery.upto:
@@ -145,7 +149,7 @@ class FilesAdapter:
             later = [f for f in held.files if f.last > sequence]
             if any(f.first <= sequence for f in later):
                 raise OvertakenError(
-                    f"{self.store.url(manifest.name(contract, self.owner))}: a delivery came while it was filled"
+                    f"{self.store.url(manifest.name(contract.table, self.owner))}: a delivery came while it was filled"
                 )
             fresh = dataclasses.replace(
                 self._nothing(contract),
@@ -156,7 +160,9 @@ class FilesAdapter:
             with suppress(RaceLostError):
                 self._replace(contract, fresh, found)
                 return Receipt(fresh.sequence, sum(e.rows for e in entries), sum(e.bytes for e in entries))
-        raise OvertakenError(f"{self.store.url(manifest.name(contract, self.owner))}: deliveries came again and again")
+        raise OvertakenError(
+            f"{self.store.url(manifest.name(contract.table, self.owner))}: deliveries came again and again"
+        )
 
     def _nothing(self, contract: Contract) -> Manifest:
         return Manifest(self.form.kind, self.owner, contract.table, contract.version)
@@ -188,7 +194,7 @@ class FilesAdapter:
         self.store.close()
 
     def _replace(self, contract: Contract, value: Manifest, found: Found | None) -> None:
-        name = manifest.name(contract, self.owner)
+        name = manifest.name(contract.table, self.owner)
         try:
             self.store.write_json(name, value.to_json(), instead_of=found)
         except RaceLostError:
@@ -228,7 +234,7 @@ class FilesAdapter:
         text = None if day is None else (date(1970, 1, 1) + timedelta(days=day)).isoformat()
         place = "" if text is None else f"date={text}/"
         name = (
-            f"{manifest.folder(contract, self.owner)}/{place}"
+            f"{manifest.folder(contract.table, self.owner)}/{place}"
             f"{file.first:020d}-{file.last:020d}-{digest[:12]}{self.form.suffix}"
         )
         self.store.put(name, file.stream)

@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 from federation.files.store import DamagedError, Found
 from federation.protocol import DestinationError, ForeignTargetError, Owner
-from schemas.contract import Contract
 from schemas.errors import Retry
 
 FORMAT = 1
@@ -58,17 +57,17 @@ class Manifest:
         }
 
 
-def folder(contract: Contract, owner: Owner) -> str:
+def folder(table: str, owner: Owner) -> str:
     """Where a table's files lie below the destination's location."""
-    return f"{contract.table}/organization_id={quote(owner.organization, safe='')}"
+    return f"{table}/organization_id={quote(owner.organization, safe='')}"
 
 
-def name(contract: Contract, owner: Owner) -> str:
+def name(table: str, owner: Owner) -> str:
     """The manifest's own name."""
-    return f"{folder(contract, owner)}/_manifest.json"
+    return f"{folder(table, owner)}/_manifest.json"
 
 
-def read(stored: Found, kind: str, owner: Owner, contract: Contract, where: str) -> Manifest:
+def read(stored: Found, kind: str, owner: Owner, table: str, where: str) -> Manifest:
     """A manifest as it was stored.
 
     Raises:
@@ -91,7 +90,7 @@ def read(stored: Found, kind: str, owner: Owner, contract: Contract, where: str)
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{where}: is no manifest of ours: {error!r}", stored.etag) from None
-    if (found.kind, found.owner, found.table) != (kind, owner, contract.table):
+    if (found.kind, found.owner, found.table) != (kind, owner, table):
         raise ForeignTargetError(
             f"{where}: belongs to {found.kind} {found.table} of organization {found.owner.organization}, "
             f"installation {found.owner.installation}",

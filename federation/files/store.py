@@ -7,6 +7,7 @@ PUT fence two writers of one manifest. Source: docs.aws.amazon.com/AmazonS3/late
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +19,12 @@ from schemas.errors import Retry
 
 _GONE = {"NoSuchKey", "404", "NotFound"}
 _LOST = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
-_REFUSED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "NoSuchBucket",
-            "InvalidBucketName", "AuthorizationHeaderMalformed"}  # fmt: skip
+_REFUSED = {
+    "AccessDenied", "403", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId", "SignatureDoesNotMatch",
+    "ExpiredToken", "InvalidToken", "NoSuchBucket", "InvalidBucketName", "AuthorizationHeaderMalformed", "301",
+    "PermanentRedirect", "IllegalLocationConstraintException", "NotImplemented", "501", "MethodNotAllowed",
+    "InvalidRequest",
+}  # fmt: skip
 
 
 class RaceLostError(DestinationError):
@@ -145,6 +150,19 @@ class Store:
         with self._errors(name):
             self._client.delete_object(Bucket=self.bucket, Key=self._key(name))
 
+    def folders(self) -> list[str]:
+        """What lies directly below the location and holds something.
+
+        Raises:
+            DestinationError: the storage does not answer or refuses.
+        """
+        with self._errors(""):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self._key(""), Delimiter="/"
+            )
+            found = [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", [])]
+        return [prefix.removeprefix(self._key("")).rstrip("/") for prefix in found]
+
     def close(self) -> None:
         """Release connections."""
         self._client.close()
@@ -155,16 +173,26 @@ class Store:
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:
         from boto3.exceptions import S3UploadFailedError
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            NoCredentialsError,
+            ParamValidationError,
+            PartialCredentialsError,
+        )
 
         try:
             yield
         except (ClientError, BotoCoreError, S3UploadFailedError, OSError) as error:
             code = _code(error) if isinstance(error, ClientError) else ""
-            refused = code in _REFUSED or any(word in str(error) for word in ("AccessDenied", "NoSuchBucket"))
+            # An upload's error has the answer's code in its words only.
+            said = re.search(r"An error occurred \((\w+)\)", str(error))
+            refused = (said[1] if said else code) in _REFUSED or isinstance(
+                error, NoCredentialsError | PartialCredentialsError | ParamValidationError
+            )
             raise DestinationError(
                 f"{self.url(name)}: {' '.join(str(error).split())[:300]}",
-                "Check bucket, region, endpoint and keys of the destination; it needs to read, write and delete there."
+                "Check bucket, region, endpoint and keys of the destination; it lists, reads, writes and deletes there."
                 if refused
                 else "Nothing of it counts; it is tried again.",
                 retry=Retry.MANUAL if refused else Retry.TIMED,

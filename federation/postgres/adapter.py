@@ -38,6 +38,13 @@ BATCH = "_lakehouse_batch"
 _SESSION = (
     "-csearch_path=pg_catalog,pg_temp -cTimeZone=UTC -cDateStyle=ISO,YMD -cextra_float_digits=1 -clock_timeout=10s"
 )
+_PATIENCE = {
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+}
 _MISSING = {"3F000", "42P01", "42703", "42804", "42809", "42P10", "42P16", "42704"}
 _REFUSED = {"28000", "28P01", "42501", "3D000"}
 _REFUSALS = (
@@ -368,7 +375,9 @@ def connection_url(url: str, *, application: str = "lakehouse replica", **more: 
 
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query)) | {"application_name": application, "options": _SESSION, **more}
-    query.setdefault("connect_timeout", "10")
+    # A server that is gone without a word is given up, not waited for by the hour.
+    for name, value in _PATIENCE.items():
+        query.setdefault(name, value)
     # libpq decodes %20 but not +.
     return urlunsplit(parts._replace(query=urlencode(query).replace("+", "%20")))
 

@@ -128,9 +128,16 @@ def edit(
     ] = None,
     cadence: Cadence = None,
     table_cadence: TableCadence = None,
+    credentials_file: Annotated[
+        Path | None,
+        typer.Option("--credentials-file", help="Other credentials; the target is reached with them first."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Change its name, tables or cadence; the next planning goes by it."""
+    """Change its name, tables, cadence or credentials; the next planning goes by it.
+
+    What was given up stays so: then `lakehouse deliveries retry`.
+    """
     from lakehouse import destinations as operations
 
     app = open_app()
@@ -142,6 +149,7 @@ def edit(
         tables=tables,
         cadence_seconds=_cadence(cadence, "--cadence") if cadence else None,
         table_cadences=_table_cadences(table_cadence),
+        credentials=_credentials(credentials_file) if credentials_file else None,
     )
     _show([edited], as_json=as_json)
 
@@ -180,7 +188,7 @@ def resync(
 
 @destinations_app.command("remove")
 def remove(destination: Name, organization: Organization = None) -> None:
-    """Remove it; what it was delivered stays there, and so do the records of that."""
+    """Remove it; what it was delivered stays there, and so do the records of that. What waits for it is dropped."""
     from lakehouse import destinations as operations
 
     app = open_app()

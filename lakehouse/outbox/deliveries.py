@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +54,13 @@ def claim(
     limit: int = 1,
     early: bool = False,
     destinations: Sequence[uuid.UUID] | None = None,
+    but: Collection[uuid.UUID] = (),
 ) -> list[ClaimedDelivery]:
     """Deliveries of these tables that are due, or whose worker's lease ran out; not those of paused destinations.
 
     A landing that is staged is finished although its lake was paused meanwhile.
     `early`: those too whose retry is not due yet (somebody asked by hand). `destinations`: only of these.
+    `but`: not of these.
     """
     now = func.clock_timestamp()
     waiting: ColumnElement[bool] = _D.status.in_(_WAITING)
@@ -81,6 +83,7 @@ def claim(
             ),
             _D.table_name.in_(tables),
             *([_D.destination_id.in_(destinations)] if destinations is not None else []),
+            *([_D.destination_id.not_in(but)] if but else []),
         )
         .subquery()
     )

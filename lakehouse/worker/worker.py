@@ -26,6 +26,8 @@ from lakehouse.result import TableResult
 from lakehouse.sync import LakeTables, capture_table, land_claimed
 
 if TYPE_CHECKING:
+    import uuid
+
     from lakehouse.app import App
     from lakehouse.outbox.deliveries import ClaimedDelivery
     from lakehouse.outbox.tasks import ClaimedTask
@@ -46,6 +48,8 @@ class Worker:
         self.stop = stop
         self._lock = threading.Lock()
         self._long = 0
+        self._delivering: set[uuid.UUID] = set()
+        """Destinations that are delivered to: each takes one place at most, and all of them leave one free."""
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -79,15 +83,20 @@ class Worker:
         work = self.app.settings.work
         owner = self.app.leases.owner
         known = list(self.app.contracts)
-        claimed = deliveries.claim(self.app.engine, owner, work.lease_seconds, kinds=KINDS, tables=known)
+        with self._lock:
+            # Together with what is noted below: two slots must not both take the last place.
+            busy = list(self._delivering)
+            kinds = KINDS if len(busy) < max(1, work.concurrency - 1) else KINDS[:1]
+            claimed = deliveries.claim(self.app.engine, owner, work.lease_seconds, kinds=kinds, tables=known, but=busy)
+            self._delivering |= {c.destination for c in claimed if c.kind in COPYING}
         if claimed:
             if claimed[0].kind is DestinationKind.ICEBERG_S3:
                 self._land(claimed)
             else:
                 self._deliver(claimed[0])
             return True
-        kinds = [CAPTURE, *(LONG if self._may_take_long() else ())]
-        task = tasks.claim(self.app.engine, owner, work.lease_seconds, kinds=kinds)
+        wanted = [CAPTURE, *(LONG if self._may_take_long() else ())]
+        task = tasks.claim(self.app.engine, owner, work.lease_seconds, kinds=wanted)
         if task is None:
             return False
         self._do(task)
@@ -138,6 +147,9 @@ class Worker:
             deliver_claimed(self.app, claimed)
         except Exception as error:  # noqa: BLE001 - noted with the delivery by now; the worker goes on
             self._unexpected(f"delivery:{claimed.table}", error)
+        finally:
+            with self._lock:
+                self._delivering.discard(claimed.destination)
 
     def _backfill(self, task: ClaimedTask, table: str) -> None:
         contract = self.app.contracts[table]

@@ -212,6 +212,8 @@ def a_foreign_mark_is_refused(stage: Stage) -> None:
     stage.house.sync_ok("events")
     (error,) = stage.deliver()
     assert isinstance(error, ForeignTargetError) and error.retry is Retry.NEVER and "org-z" in error.detail
+    with pytest.raises(ForeignTargetError):
+        destinations.reach(stage.house.app, stage.destination)
     assert stage.place.stored() == before
 
 
@@ -340,6 +342,9 @@ def a_dead_destination_holds_up_nobody(stage: Stage) -> None:
     assert nothing_to_do(stage.house.app.settings, ["events"]) is not None
     assert stage.deliver() == [], "given up: nothing is tried before a person says so"
     assert len(destinations.deliveries(stage.house.app, destination=str(stage.destination.id))) == 1
+    # What nobody can deliver does not keep it from being removed.
+    destinations.remove(stage.house.app, stage.destination)
+    assert destinations.deliveries(stage.house.app, destination=str(stage.destination.id)) == []
 
 
 def a_vanished_table_is_said(stage: Stage) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -14,11 +16,16 @@ from psycopg import sql
 from federation.kinds import DestinationKind
 from federation.protocol import Delivery, DestinationError
 from lakehouse import destinations
+from lakehouse.app import App
+from lakehouse.deliver.plan import plan_deliveries
 from lakehouse.deliver.ranges import open_lake_table, range_reader
 from lakehouse.deliver.run import resync
+from lakehouse.outbox import tasks
+from lakehouse.worker.worker import Worker
 from schemas.errors import LakehouseError, Retry
 from tests.conformance.places import Replica
 from tests.conformance.test_destinations import Stage, house, more_columns, replica, stage
+from tests.faults.proxy import Fault, PostgresProxy
 from tests.support import insert_events
 
 __all__ = ["house", "replica", "stage"]
@@ -191,6 +198,23 @@ def add(stage: Stage, **changes: Any) -> None:
     destinations.add(stage.house.app, **(given | changes))
 
 
+BAD_URLS = (
+    "postgresql://u:Canary/x@127.0.0.1:5432/db",
+    "postgresql://u:Canary#x@127.0.0.1:5432/db",
+    "postgresql://u:12?Canary@127.0.0.1:5432/db",
+    "postgresql://u:Canary@x@127.0.0.1:5432/db",
+    "postgresql://u:Can%zzary@127.0.0.1:5432/db",
+    "postgresql://u:Canary@127.0.0.1:abc/db",
+    "postgresql://u:Canary@127.0.0.1:99999/db",
+    "postgresql://u:Canary@[::1/db",
+    "postgresql://u:Canary@127.0.0.1,10.0.0.1/db",
+    "postgresql://u:Canary@127.0.0.1/db%00",
+    "postgresql://u:Canary@127.0.0.1/db?hostaddr=10.0.0.1",
+    "postgresql://u:Canary@127.0.0.1/db?passfile=/etc/passwd",
+    "host=127.0.0.1 password=Canary",
+)
+
+
 def test_targets_that_are_refused(stage: Stage) -> None:
     for changes, message in (
         ({"config": stage.place.config}, "writes to .* already"),
@@ -198,6 +222,9 @@ def test_targets_that_are_refused(stage: Stage) -> None:
         ({"credentials": {}}, "lack url"),
         ({"credentials": {"url": "x", "password": "Canary"}}, "unknown keys: password"),
         ({"credentials": {"url": "postgresql://u:Canary@10.0.0.1/x"}}, "must be public"),
+        ({"name": "x" * 161}, "1 to 160 printable"),
+        ({"name": "x\0y"}, "1 to 160 printable"),
+        *(({"credentials": {"url": url}}, "the url of a POSTGRES_REPLICA destination") for url in BAD_URLS),
     ):
         with pytest.raises(LakehouseError, match=message) as caught:
             add(stage, **changes)
@@ -211,3 +238,64 @@ def test_targets_that_are_refused(stage: Stage) -> None:
         with pytest.raises(LakehouseError, match=message):
             add(stage, kind="PARQUET_S3", config={"location": location}, credentials={})
     assert [d.name for d in destinations.destinations(stage.house.app)] == ["lake", "there"]
+
+
+def test_a_destination_that_hangs_takes_one_place(stage: Stage) -> None:
+    """Of two: what the lake is for goes on in the other."""
+    house = stage.house
+    house.backfill("audit_log")
+    with house.hot() as hot:
+        hot.execute(
+            "INSERT INTO tenant_audit_logs (id, organization_id, action, target_type, target_id) "
+            "VALUES ('a1', 'org-a', 'login', 'user', 'u1')"
+        )
+    house.sync_ok("audit_log")
+    with PostgresProxy(stage.place.credentials["url"]) as proxy:
+        destinations.edit(house.app, stage.destination, tables=["*"], credentials={"url": proxy.url})
+        app = house.reopen(WORK__CONCURRENCY="2", WORK__POLL_SECONDS="0.05")
+        fault = proxy.arm(Fault("hold", lambda request: request.text == "(connect)", times=None))
+        assert len(plan_deliveries(app.engine, ["events", "audit_log"], early=True)) == 2
+        stop = threading.Event()
+        worker = Worker(app, stop)
+        worker.start()
+        assert fault.held.wait(30)
+        with house.hot() as hot:
+            insert_events(hot, "org-a", 70, 1)
+        tasks.make_due(app.engine, [(tasks.CAPTURE, "events")])
+        for _ in range(600):
+            if landed(app) == 11:
+                break
+            stop.wait(0.05)
+        assert landed(app) == 11 and fault.hits == 1
+        stop.set()
+        proxy.calm()
+        worker.join(time.monotonic() + 30)
+    destinations.edit(house.app, stage.destination, credentials=stage.place.credentials)
+    stage.delivered()
+    stage.equal()
+
+
+def landed(app: App) -> int:
+    with app.engine.connect() as connection:
+        found: int = connection.exec_driver_sql("SELECT sequence FROM cursors WHERE table_name = 'events'").scalar_one()
+    return found
+
+
+def test_other_credentials_are_tried_before_they_are_stored(stage: Stage) -> None:
+    stage.delivered()
+    with pytest.raises(DestinationError, match="refused"):
+        destinations.edit(stage.house.app, stage.destination, credentials=stage.place.wrong)
+    stage.delivered()
+    with psycopg.connect(stage.place.admin, autocommit=True) as connection:  # type: ignore[attr-defined]
+        user = sql.Identifier(urlsplit(stage.place.credentials["url"]).username or "")
+        connection.execute(sql.SQL("ALTER ROLE {} PASSWORD 'another'").format(user))
+    with stage.house.hot() as hot:
+        insert_events(hot, "org-a", 70, 1)
+    stage.house.sync_ok("events")
+    (error,) = stage.deliver()
+    assert error.retry is Retry.MANUAL
+    given = stage.folder / "keys.json"
+    given.write_text(json.dumps({"url": stage.place.credentials["url"].replace(":pass@", ":another@")}))
+    stage.house.run("destinations", "edit", "there", "--credentials-file", str(given))
+    stage.delivered()
+    stage.equal()
