@@ -15,6 +15,7 @@ from lakehouse.archive.age import read_retention
 from lakehouse.archive.batch import Batch, delete_batch
 from lakehouse.archive.installation import connect, install
 from lakehouse.archive.proof import Unproven
+from lakehouse.archive.records import Tombstone
 from lakehouse.archive.seal import Sealer, make_signing_key
 from tests.support import Lakehouse
 
@@ -138,3 +139,15 @@ def archive_once(
                 done.batches.append(batch)
                 done.kept.update(batch.kept)
     return done
+
+
+def tombstones(house: Lakehouse, organization: str = "org-a") -> list[Tombstone]:
+    """Those of the hot database."""
+    with house.hot() as hot:
+        rows = hot.execute(
+            "SELECT organization_id, table_name, row_key, event_time, sequence, batch, delivered_to, snapshot_id, "
+            "keyed_hash, hash_key, contract_version, policy, operator, archived_at "
+            "FROM lakehouse_archive.cold_storage_archive WHERE organization_id = %s ORDER BY batch, row_key",
+            [organization],
+        ).fetchall()
+    return [Tombstone(*row[:6], tuple(row[6]), *row[7:]) for row in rows]

@@ -32,6 +32,7 @@ from lakehouse.archive.holds import held
 from lakehouse.archive.installation import ArchiveError, lock_organization, table
 from lakehouse.archive.proof import FILE, LANDED_AT, SEQUENCE_OF, Proven
 from lakehouse.archive.records import FIRST_CHAIN, Receipt, Tombstone, chain_after, content_digest, tombstones_digest
+from lakehouse.archive.scope import as_sql
 from lakehouse.archive.seal import Sealer
 from lakehouse.failpoints import failpoint
 from schemas.canonical import postgres_hash
@@ -262,7 +263,7 @@ class _Run:
         reasons: list[tuple[sql.Composable, str]] = [
             (
                 sql.SQL("{} IS DISTINCT FROM p.row_hash OR t.xmin::text::bigint <> p.hot_xmin").format(
-                    sql.SQL(postgres_hash(contract, alias="t"))
+                    as_sql(postgres_hash(contract, alias="t"))
                 ),
                 CHANGED,
             ),
@@ -281,7 +282,8 @@ class _Run:
         rows = self.connection.execute(
             sql.SQL("SELECT p.n, CASE {} END FROM {} AS p JOIN {} AS t ON {}").format(
                 whens, self.proven, self._hot(), self._join(gate)
-            )
+            ),
+            [],
         ).fetchall()
         found = dict(rows)
         going = []

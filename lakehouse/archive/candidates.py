@@ -123,7 +123,7 @@ def _query(gate: Gate, organization: str, cutoff: datetime, after: Place | None,
         tenant_condition(contract, [organization], gate.hot.columns[contract[contract.tenant].source].type),
         age.past(contract, cutoff),
         sql.SQL("NOT {}").format(age.in_use(contract)),
-        sql.SQL("NOT {}").format(held(contract, "t")),
+        sql.SQL("NOT {}").format(_plain(held(contract, "t"))),
         *(sql.SQL("NOT {}").format(r.condition()) for r in gate.others),
     ]
     if contract.event_time is not None:
@@ -156,6 +156,11 @@ def _query(gate: Gate, organization: str, cutoff: datetime, after: Place | None,
         sql.SQL(", ").join(order),
         sql.Literal(most),
     )
+
+
+def _plain(condition: sql.Composable) -> sql.SQL:
+    """A condition that was written for a statement with parameters, for one without."""
+    return sql.SQL(condition.as_string(None).replace("%%", "%"))
 
 
 def _value(text: Any, kind: str) -> sql.Composable:

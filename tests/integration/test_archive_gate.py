@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import psycopg
+import pyarrow.parquet as pq
 import pytest
 
-from tests.cold import REFERENCES, allow, archive_once, archive_variables, old_events, old_findings
+from lakehouse.archive import batch, holds
+from lakehouse.archive.age import RetentionRefused
+from lakehouse.archive.batch import PolicyOff
+from lakehouse.archive.gate import TableRefused
+from lakehouse.archive.installation import ArchiveError
+from lakehouse.archive.records import FIRST_CHAIN, chain_after, content_digest, tombstones_digest
+from lakehouse.archive.seal import PublicKey, read_signing_key, unseal
+from schemas.errors import LakehouseError
+from tests.cold import REFERENCES, Round, allow, archive_once, archive_variables, old_events, old_findings, tombstones
 from tests.support import Lakehouse, host_tables, local_variables
 
 
@@ -23,26 +36,482 @@ def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
     lakehouse.close()
 
 
-def ids(house: Lakehouse, table: str) -> set[str]:
+def ids(house: Lakehouse, table: str = "ingested_events", organization: str = "org-a") -> set[str]:
+    """Numbers of the rows that are hot, with their letter: e1, f7, …"""
     with house.hot() as hot:
-        return {row[0] for row in hot.execute(f"SELECT id FROM {table}").fetchall()}
+        rows = hot.execute(f"SELECT id FROM {table} WHERE organization_id = %s", [organization]).fetchall()
+    return {row[0].removeprefix(f"{organization}-") for row in rows}
 
 
-def test_old_rows_go_with_a_tombstone(house: Lakehouse) -> None:
+def test_old_rows_go_and_leave_a_tombstone_and_a_receipt_that_verifies(house: Lakehouse) -> None:
     allow(house, "org-a")
     with house.hot() as hot:
         old_events(hot, "org-a", 1, 50)
         old_events(hot, "org-b", 1, 5)
-        old_events(hot, "org-a", 100, 5, day="2099-01-01")
+        # It happened long ago and came today; it lies in the future; it was processed yesterday.
+        old_events(hot, "org-a", 100, 3)
+        hot.execute("UPDATE ingested_events SET created_at = now() WHERE id = 'org-a-e100'")
+        hot.execute("UPDATE ingested_events SET occurred_at = '2999-01-01' WHERE id = 'org-a-e101'")
+        hot.execute("UPDATE ingested_events SET processed_at = now() - interval '1 day' WHERE id = 'org-a-e102'")
         old_findings(hot, "org-a", 1, 3, event=10)
     house.backfill("events")
     done = archive_once(house, "events", "org-a", batch_rows=20)
     assert done.rows == 47
-    assert not done.unproven
+    assert not done.kept, "rows that another table's rows refer to are not even read"
+    assert ids(house) == {"e10", "e11", "e12", "e100", "e101", "e102"}
     with house.hot() as hot:
-        assert hot.execute("SELECT count(*) FROM ingested_events WHERE organization_id = 'org-a'").fetchone() == (8,)
-        assert hot.execute("SELECT count(*), max(batch) FROM lakehouse_archive.cold_storage_archive").fetchone() == (
-            47,
-            3,
-        )
+        assert hot.execute("SELECT count(*) FROM ingested_events WHERE organization_id = 'org-b'").fetchone() == (5,)
         assert hot.execute("SELECT count(*) FROM security_findings WHERE event_id IS NULL").fetchone() == (0,)
+        batches = hot.execute(
+            "SELECT number, id, row_count, receipt, chain FROM lakehouse_archive.batches ORDER BY number"
+        ).fetchall()
+    assert [row[2] for row in batches] == [20, 20, 7]
+    key = PublicKey(read_signing_key(house.app.settings.archive.signing_key_file).public_key())
+    found = tombstones(house)
+    versions = {row["id"]: row for row in house.versions("events", "org-a")}
+    hashes = dict(lake_hashes(house, "events", "org-a"))
+    chain = FIRST_CHAIN
+    for number, identifier, rows, receipt, link in batches:
+        sealed = unseal(receipt, {key.thumbprint: key})
+        mine = [t for t in found if t.batch == number]
+        assert (sealed.number, sealed.batch, sealed.rows, sealed.previous) == (number, identifier, rows, chain)
+        assert sealed.content_sha256 == content_digest((t.row_key, hashes[t.row_key]) for t in mine)
+        assert sealed.tombstones_sha256 == tombstones_digest(mine)
+        assert sealed.snapshot_id == house.lake_table("events", "org-a").current_snapshot().snapshot_id
+        assert sealed.files
+        assert all(Path(f).is_file() for f in sealed.files)
+        assert sealed.destinations[0]["kind"] == "ICEBERG_S3"
+        assert all(t.sequence == versions[t.row_key]["_sequence"] for t in mine)
+        assert {t.delivered_to for t in mine} == {("ICEBERG_S3 lake",)}
+        chain = chain_after(chain, receipt)
+        assert link == chain
+
+
+def lake_hashes(house: Lakehouse, table: str, organization: str) -> list[tuple[str, str]]:
+    from lakehouse.duck import connect, lake_relation
+    from schemas.canonical import duckdb_hash
+    from schemas.keys import duckdb_key
+
+    contract = house.app.contract(table)
+    with connect([house.app.address_of(organization)]) as duck:
+        relation = lake_relation(house.lake_table(table, organization).metadata_location)
+        return duck.execute(f"SELECT {duckdb_key(contract)}, {duckdb_hash(contract)} FROM {relation}").fetchall()
+
+
+def test_what_happens_between_the_proof_and_the_lock_keeps_the_row(house: Lakehouse) -> None:
+    allow(house, "org-a")
+    with house.hot() as hot:
+        old_events(hot, "org-a", 1, 20)
+    house.backfill("events")
+    other = psycopg.connect(house.hot_url)
+
+    def meanwhile() -> None:
+        with house.hot() as hot:
+            hot.execute("UPDATE ingested_events SET severity = 'HIGH' WHERE id = 'org-a-e1'")
+            # The same again as it was: the row is another version, and the one between may be on its way to the lake.
+            hot.execute("UPDATE ingested_events SET severity = 'HIGH' WHERE id = 'org-a-e2'")
+            hot.execute("UPDATE ingested_events SET severity = 'INFO' WHERE id = 'org-a-e2'")
+            hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e4'")
+            # Processed again: its content moved, and its age.
+            hot.execute("UPDATE ingested_events SET processed_at = now() WHERE id = 'org-a-e5'")
+            old_findings(hot, "org-a", 1, 1, event=6, status="OPEN")
+            # Moved to another organization.
+            hot.execute(
+                "UPDATE ingested_events SET organization_id = 'org-b', integration_id = 'int-org-b' "
+                "WHERE id = 'org-a-e7'"
+            )
+        holds.place(house.app, "org-a", reason="a case", table_name="events", row_keys=["org-a-e8"])
+        other.execute("SELECT FROM ingested_events WHERE id = 'org-a-e3' FOR UPDATE")
+        # A finding for e9 that is not committed yet holds a key share lock on its event.
+        old_findings(other, "org-a", 2, 1, event=9, status="OPEN")
+
+    done = archive_once(house, "events", "org-a", between=meanwhile)
+    other.rollback()
+    other.close()
+    assert done.rows == 11
+    assert done.kept == {
+        "changed since it was proven": 3,
+        "gone meanwhile": 2,
+        "referred to by public.security_findings (event_id)": 1,
+        "held": 1,
+        "locked by another": 2,
+    }
+    assert ids(house) == {"e1", "e2", "e3", "e5", "e6", "e8", "e9"}
+    assert {t.row_key for t in tombstones(house)} == {f"org-a-e{n}" for n in range(10, 21)}
+    # What was rolled back goes next time; what was held, changed or is referred to does not.
+    house.sync_ok("events")
+    assert archive_once(house, "events", "org-a").rows == 4
+    assert ids(house) == {"e5", "e6", "e8"}
+
+
+STOPS: dict[str, tuple[str, str, type[LakehouseError], str]] = {
+    "no retention": (
+        "UPDATE organizations SET data_retention_days = NULL WHERE id = 'org-a'",
+        "UPDATE organizations SET data_retention_days = 90",
+        RetentionRefused,
+        "data_retention_days is null",
+    ),
+    "a retention of nothing": (
+        "UPDATE organizations SET data_retention_days = 0 WHERE id = 'org-a'",
+        "UPDATE organizations SET data_retention_days = 90",
+        RetentionRefused,
+        "data_retention_days is 0",
+    ),
+    "disabled": (
+        "UPDATE lakehouse_archive.policies SET enabled = false",
+        "UPDATE lakehouse_archive.policies SET enabled = true",
+        PolicyOff,
+        "not enabled",
+    ),
+    "a new column": (
+        "ALTER TABLE ingested_events ADD COLUMN new_thing text DEFAULT 'kept nowhere else'",
+        "ALTER TABLE ingested_events DROP COLUMN new_thing",
+        TableRefused,
+        "new_thing",
+    ),
+    "a column gone": (
+        "ALTER TABLE ingested_events RENAME COLUMN source TO source_was",
+        "ALTER TABLE ingested_events RENAME COLUMN source_was TO source",
+        TableRefused,
+        "source",
+    ),
+    "an index gone": (
+        "DROP INDEX rule_runs_event_id_idx",
+        "CREATE INDEX ON rule_runs (event_id)",
+        TableRefused,
+        'CREATE INDEX CONCURRENTLY ON "public"."rule_runs" ("event_id")',
+    ),
+    "a new key without an index": (
+        "CREATE TABLE later (event_id text REFERENCES ingested_events)",
+        "DROP TABLE later",
+        TableRefused,
+        'CREATE INDEX CONCURRENTLY ON "public"."later" ("event_id")',
+    ),
+    "a trigger that keeps rows": (
+        "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; "
+        "CREATE TRIGGER no BEFORE DELETE ON ingested_events FOR EACH ROW EXECUTE FUNCTION no()",
+        "DROP FUNCTION no CASCADE",
+        ArchiveError,
+        "0 rows would have been deleted",
+    ),
+    "a rule that keeps rows": (
+        "CREATE RULE no AS ON DELETE TO ingested_events DO INSTEAD NOTHING",
+        "DROP RULE no ON ingested_events",
+        ArchiveError,
+        "0 rows would have been deleted",
+    ),
+    "a locked tombstone table": (
+        "",
+        "",
+        ArchiveError,
+        "nothing was deleted",
+    ),
+}
+
+
+def test_what_changes_between_the_proof_and_the_lock_stops_the_batch(
+    house: Lakehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow(house, "org-a")
+    monkeypatch.setattr(batch, "LOCK_TIMEOUT", "100ms")
+    with house.hot() as hot, psycopg.connect(house.hot_url) as other:
+        hot.execute("ALTER TABLE organizations ALTER data_retention_days DROP NOT NULL")
+        old_events(hot, "org-a", 1, 5)
+        house.backfill("events")
+        for name, (change, undo, error, text) in STOPS.items():
+
+            def meanwhile(change: str = change) -> None:
+                if change:
+                    hot.execute(change.encode())
+                else:
+                    other.execute("LOCK TABLE lakehouse_archive.cold_storage_archive")
+
+            with pytest.raises(error) as caught:
+                archive_once(house, "events", "org-a", between=meanwhile)
+            other.rollback()
+            assert text in str(caught.value), name
+            assert hot.execute("SELECT count(*) FROM ingested_events").fetchone() == (5,), name
+            assert hot.execute("SELECT count(*) FROM lakehouse_archive.cold_storage_archive").fetchone() == (0,)
+            assert hot.execute("SELECT count(*) FROM lakehouse_archive.batches").fetchone() == (0,)
+            if undo:
+                hot.execute(undo.encode())
+        # After all that it goes, so nothing else has stopped it.
+        assert archive_once(house, "events", "org-a").rows == 5
+
+
+def test_a_longer_retention_is_read_again_under_the_lock(house: Lakehouse) -> None:
+    allow(house, "org-a")
+    with house.hot() as hot:
+        old_events(hot, "org-a", 1, 5)
+        house.backfill("events")
+        done = archive_once(
+            house,
+            "events",
+            "org-a",
+            between=lambda: hot.execute("UPDATE organizations SET data_retention_days = 100000"),
+        )
+        assert (done.rows, done.kept) == (0, {"not old any more": 5})
+        assert hot.execute("SELECT count(*) FROM lakehouse_archive.batches").fetchone() == (0,)
+
+
+def test_findings_in_use_stay_and_a_muted_one_is_as_old_as_its_muting(house: Lakehouse) -> None:
+    allow(house, "org-a")
+    clock = house.clock
+    with house.hot() as hot:
+        old_findings(hot, "org-a", 1, 3)
+        old_findings(hot, "org-a", 10, 3, status="OPEN")
+        old_findings(hot, "org-a", 20, 3, status="MUTED")
+    # Landed 200 days ago …
+    clock.offset = -timedelta(days=200)
+    house.backfill("findings")
+    # … one of the muted ones was open in between, and muted again 30 days ago.
+    with house.hot() as hot:
+        clock.offset = -timedelta(days=60)
+        hot.execute("UPDATE security_findings SET status = 'OPEN' WHERE id = 'org-a-f20'")
+        house.sync_ok("findings")
+        clock.offset = -timedelta(days=30)
+        hot.execute("UPDATE security_findings SET status = 'MUTED' WHERE id = 'org-a-f20'")
+        # One that stays muted has a new version: its run goes on.
+        hot.execute("UPDATE security_findings SET risk_score = 6 WHERE id = 'org-a-f21'")
+        house.sync_ok("findings")
+    clock.offset = timedelta()
+    done = archive_once(house, "findings", "org-a")
+    assert ids(house, "security_findings") == {"f10", "f11", "f12", "f20"}
+    assert (done.rows, done.kept) == (5, {"not old: its state landed lately": 1})
+    with house.hot() as hot:
+        hot.execute("UPDATE organizations SET data_retention_days = 20")
+    # Its landing is compared again under the lock, with the retention as it is then.
+    done = archive_once(
+        house,
+        "findings",
+        "org-a",
+        between=lambda: execute(house, "UPDATE organizations SET data_retention_days = 90"),
+    )
+    assert (done.rows, done.kept) == (0, {"not old any more": 1})
+
+
+def execute(house: Lakehouse, statement: str) -> None:
+    with house.hot() as hot:
+        hot.execute(statement.encode())
+
+
+def test_a_finding_that_is_reopened_or_resolved_during_the_batch_stays(house: Lakehouse) -> None:
+    allow(house, "org-a")
+    with house.hot() as hot:
+        old_findings(hot, "org-a", 1, 4)
+        house.backfill("findings")
+
+        def meanwhile() -> None:
+            hot.execute("UPDATE security_findings SET status = 'OPEN', resolved_at = NULL WHERE id = 'org-a-f1'")
+            hot.execute("UPDATE security_findings SET resolved_at = now() WHERE id = 'org-a-f2'")
+
+        done = archive_once(house, "findings", "org-a", between=meanwhile)
+        assert (done.rows, done.kept) == (2, {"changed since it was proven": 2})
+        # What the window brings then is in use, or not old.
+        house.sync_ok("findings")
+        done = archive_once(house, "findings", "org-a")
+        assert done.rows == 0
+    assert ids(house, "security_findings") == {"f1", "f2"}
+
+
+def test_no_delete_changes_a_row_that_stays(house: Lakehouse) -> None:
+    allow(house, "org-a")
+    with house.hot() as hot:
+        old_findings(hot, "org-a", 1, 5)
+        hot.execute(
+            "INSERT INTO risk_exceptions (id, organization_id, finding_id, title, rationale, updated_at) "
+            "VALUES ('x', 'org-a', 'org-a-f1', 't', 'r', now())"
+        )
+        hot.execute(
+            "INSERT INTO agent_proposals (id, organization_id, finding_id, action, rationale, payload, updated_at) "
+            "VALUES ('x', 'org-a', 'org-a-f2', 'a', 'r', '{}', now())"
+        )
+        # Of another schema, of two columns, and each with another action.
+        hot.execute("CREATE SCHEMA other")
+        for number, action in ((3, "CASCADE"), (4, "SET DEFAULT")):
+            hot.execute(
+                f"CREATE TABLE other.t{number} (o text, d varchar(128), FOREIGN KEY (o, d) REFERENCES "
+                f"security_findings (organization_id, dedupe_key) ON DELETE {action})".encode()
+            )
+            hot.execute(f"CREATE INDEX ON other.t{number} (d, o)".encode())
+            hot.execute(f"INSERT INTO other.t{number} VALUES ('org-a', 'd{number}')".encode())
+        house.backfill("findings")
+        assert archive_once(house, "findings", "org-a").rows == 1
+        assert ids(house, "security_findings") == {"f1", "f2", "f3", "f4"}
+        assert hot.execute("SELECT finding_id FROM risk_exceptions").fetchall() == [("org-a-f1",)]
+        assert hot.execute("SELECT finding_id FROM agent_proposals").fetchall() == [("org-a-f2",)]
+        assert hot.execute("SELECT d FROM other.t3 UNION ALL SELECT d FROM other.t4").fetchall() == [
+            ("d3",),
+            ("d4",),
+        ]
+        # A parent waits for its children: once they are gone, it goes.
+        hot.execute("DELETE FROM risk_exceptions")
+        assert archive_once(house, "findings", "org-a").rows == 1
+
+
+def test_rows_that_refer_to_each_other_in_one_table_go_together_or_stay(house: Lakehouse) -> None:
+    allow(house, "org-a")
+    with house.hot() as hot:
+        hot.execute(
+            "ALTER TABLE tenant_audit_logs ADD COLUMN follows text REFERENCES tenant_audit_logs ON DELETE RESTRICT"
+        )
+        hot.execute("CREATE INDEX ON tenant_audit_logs (follows)")
+        contract = house.app.contract("audit_log")
+        known = object.__getattribute__(contract, "not_exported")
+        from schemas.contract import NotExported
+
+        object.__setattr__(contract, "not_exported", (*known, NotExported("follows", "a test")))
+        hot.execute(
+            """
+            INSERT INTO tenant_audit_logs (id, organization_id, action, target_type, target_id, created_at)
+            SELECT 'org-a-l' || n, 'org-a', 'x', 'y', 'z', '2020-01-01'::timestamp + n * interval '1 minute'
+            FROM generate_series(1, 12) n
+            """
+        )
+        pairs = {1: 2, 2: 1, 3: 4, 4: 3, 5: 3, 6: 7, 7: 8, 9: 9, 10: 11}
+        for child, parent in pairs.items():
+            hot.execute(
+                "UPDATE tenant_audit_logs SET follows = %s WHERE id = %s", [f"org-a-l{parent}", f"org-a-l{child}"]
+            )
+        # It stays, and so does what it refers to, and what that refers to.
+        hot.execute("UPDATE tenant_audit_logs SET created_at = now() WHERE id IN ('org-a-l5', 'org-a-l10')")
+        house.backfill("audit_log")
+        done = archive_once(house, "audit_log", "org-a")
+        assert ids(house, "tenant_audit_logs") == {"l3", "l4", "l5", "l10", "l11"}
+        assert done.rows == 7
+        assert done.kept == {"referred to by public.tenant_audit_logs (follows)": 3}
+
+
+def test_rows_of_two_tables_that_refer_to_each_other_stay(house: Lakehouse) -> None:
+    allow(house, "org-a")
+    with house.hot() as hot:
+        hot.execute("ALTER TABLE ingested_events DROP COLUMN ingestion_job_id")
+        hot.execute("ALTER TABLE ingested_events ADD COLUMN ingestion_job_id text REFERENCES security_findings")
+        hot.execute("CREATE INDEX ON ingested_events (ingestion_job_id)")
+        old_events(hot, "org-a", 1, 4)
+        old_findings(hot, "org-a", 1, 2, event=1)
+        hot.execute("UPDATE ingested_events SET ingestion_job_id = 'org-a-f1' WHERE id = 'org-a-e1'")
+        house.backfill("events")
+        house.backfill("findings")
+        assert archive_once(house, "findings", "org-a").rows == 1
+        assert archive_once(house, "events", "org-a").rows == 3
+        assert (ids(house, "security_findings"), ids(house)) == ({"f1"}, {"e1"})
+        assert hot.execute("SELECT event_id FROM security_findings").fetchone() == ("org-a-e1",)
+
+
+def test_what_the_lake_does_not_hold_as_it_is_stays_and_is_named(house: Lakehouse) -> None:
+    allow(house, "org-a")
+    with house.hot() as hot:
+        old_events(hot, "org-a", 1, 10)
+        house.backfill("events")
+        # Not landed yet: changed, and new.
+        hot.execute("UPDATE ingested_events SET severity = 'HIGH' WHERE id = 'org-a-e1'")
+        old_events(hot, "org-a", 11, 1)
+        # Changed where no window sees it: a column that the lake does not compare by time.
+        alter_in_the_lake(house, "events", "org-a", "org-a-e3", "event_type", "pull")
+        done = archive_once(house, "events", "org-a")
+        assert done.rows == 8
+        assert done.kept == {"not landed yet": 2, "differs from the lake": 1}
+        assert [(u.row_key, u.reason, u.columns) for u in done.unproven] == [
+            ("org-a-e3", "differs from the lake", ("event_type",))
+        ]
+        # The lake cannot hold it as it is now: its last good version is no proof.
+        hot.execute("UPDATE ingested_events SET processed_at = '-infinity' WHERE id = 'org-a-e1'")
+        house.sync("events")
+        done = archive_once(house, "events", "org-a")
+        assert done.kept["quarantined"] == 1
+    assert ids(house) == {"e1", "e3"}
+
+
+def alter_in_the_lake(house: Lakehouse, table: str, organization: str, key: str, column: str, value: Any) -> None:
+    """Change one value of one row in the data file that holds it."""
+    import pyarrow as pa
+
+    for path in house.lake_table(table, organization).inspect.files()["file_path"].to_pylist():
+        file = path.removeprefix("file://")
+        rows = pq.ParquetFile(file).read()
+        if key not in rows["id"].to_pylist():
+            continue
+        at = rows.schema.get_field_index(column)
+        changed = [
+            value if k == key else v for k, v in zip(rows["id"].to_pylist(), rows[column].to_pylist(), strict=True)
+        ]
+        pq.write_table(rows.set_column(at, rows.schema.field(at), pa.array(changed, rows.schema.field(at).type)), file)
+
+
+def test_a_file_that_is_gone_stops_the_proof(house: Lakehouse) -> None:
+    allow(house, "org-a")
+    with house.hot() as hot:
+        old_events(hot, "org-a", 1, 5)
+        house.backfill("events")
+        for path in house.lake_table("events", "org-a").inspect.files()["file_path"].to_pylist():
+            Path(path.removeprefix("file://")).unlink()
+        with pytest.raises(LakehouseError, match="cannot be read"):
+            archive_once(house, "events", "org-a")
+        assert hot.execute("SELECT count(*) FROM ingested_events").fetchone() == (5,)
+
+
+def test_only_a_version_that_the_cursor_has_passed_is_proof(house: Lakehouse) -> None:
+    allow(house, "org-a")
+    with house.hot() as hot:
+        old_events(hot, "org-a", 1, 5)
+        house.backfill("events")
+        house.sync_ok("events")
+        # As it was when it landed, and another version: one between may be on its way.
+        hot.execute("UPDATE ingested_events SET severity = 'HIGH' WHERE id = 'org-a-e1'")
+        hot.execute("UPDATE ingested_events SET severity = 'INFO' WHERE id = 'org-a-e1'")
+        done = archive_once(house, "events", "org-a")
+        assert (done.rows, done.kept) == (4, {"not landed yet": 1})
+        house.sync_ok("events")
+        assert archive_once(house, "events", "org-a").rows == 1
+
+
+def test_another_kind_of_destination_can_be_asked_for(house: Lakehouse) -> None:
+    allow(house, "org-a")
+    house.reopen(ARCHIVE__RECEIPT_KINDS=json.dumps(["POSTGRES_REPLICA"]))
+    with house.hot() as hot:
+        old_events(hot, "org-a", 1, 5)
+        house.backfill("events")
+        assert archive_once(house, "events", "org-a").kept == {"no destination holds it": 5}
+        with house.app.engine.begin() as connection:
+            connection.exec_driver_sql(
+                "INSERT INTO warehouse_destinations (id, organization_id, kind, name, target) VALUES "
+                "('00000000-0000-0000-0000-000000000001', 'org-a', 'POSTGRES_REPLICA', 'replica', 'there')"
+            )
+            # Up to 3 it is there; what is after that was given up.
+            connection.exec_driver_sql(
+                "INSERT INTO warehouse_deliveries (id, organization_id, destination_id, table_name, sequence_after, "
+                "sequence_upto, status) SELECT gen_random_uuid(), 'org-a', '00000000-0000-0000-0000-000000000001', "
+                "'events', a, b, s FROM (VALUES (0, 3, 'DELIVERED'), (3, 4, 'DEAD_LETTER'), (4, 9, 'DELIVERED')) "
+                "v (a, b, s)"
+            )
+        done = archive_once(house, "events", "org-a")
+        assert (done.rows, done.kept) == (3, {"no destination holds it": 2})
+    assert {t.delivered_to for t in tombstones(house)} == {("ICEBERG_S3 lake", "POSTGRES_REPLICA replica")}
+
+
+def test_an_index_that_does_not_serve_the_key_is_none(house: Lakehouse) -> None:
+    from lakehouse.archive.gate import inspect
+
+    contract = house.app.contract("events")
+
+    def refused(index: str) -> Round | bool:
+        with house.hot() as hot, hot.transaction(force_rollback=True):
+            hot.execute("DROP INDEX rule_runs_event_id_idx")
+            if index:
+                hot.execute(index.encode())
+            return bool(inspect(hot, contract).refusals)
+
+    assert refused("")
+    assert refused("CREATE INDEX ON rule_runs (event_id) WHERE status = 'FAILED'")
+    assert refused("CREATE INDEX ON rule_runs (organization_id, event_id)")
+    assert refused("CREATE INDEX ON rule_runs (lower(event_id))")
+    assert refused('CREATE INDEX ON rule_runs (event_id COLLATE "de_DE")') if has_collation(house) else True
+    assert not refused("CREATE INDEX ON rule_runs (event_id, organization_id)")
+    assert not refused("CREATE INDEX ON rule_runs USING hash (event_id)")
+    assert not refused("CREATE INDEX ON rule_runs (event_id text_pattern_ops)")
+
+
+def has_collation(house: Lakehouse) -> bool:
+    with house.hot() as hot:
+        return hot.execute("SELECT count(*) > 0 FROM pg_collation WHERE collname = 'de_DE'").fetchone() == (True,)
