@@ -30,6 +30,7 @@ from lakehouse.archive.candidates import EVENT, HASH, KEY, XMIN, key_names
 from lakehouse.archive.gate import Gate, inspect
 from lakehouse.archive.holds import held
 from lakehouse.archive.installation import ArchiveError, lock_organization, table
+from lakehouse.archive.policy import Policy, PolicyOff, read_policy
 from lakehouse.archive.proof import FILE, LANDED_AT, SEQUENCE_OF, Proven
 from lakehouse.archive.records import FIRST_CHAIN, Receipt, Tombstone, chain_after, content_digest, tombstones_digest
 from lakehouse.archive.scope import as_sql
@@ -53,10 +54,6 @@ METHOD = "sha-256 of the canonical row, computed by DuckDB from the lake's data 
 LOCK_TIMEOUT, STATEMENT_TIMEOUT, IDLE_TIMEOUT = "5s", "60s", "30s"
 
 
-class PolicyOff(ArchiveError):
-    """Archiving is not enabled for this organization, or not for this table."""
-
-
 @dataclass
 class Batch:
     """What one transaction did. Without rows nothing was written, and there is no number."""
@@ -71,33 +68,6 @@ class Batch:
     """How many rows of the proof stayed, by reason."""
     seconds: float = 0.0
     """From BEGIN to the end of COMMIT."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """An organization's policy as it is within the transaction."""
-
-    enabled: bool
-    optional_tables: tuple[str, ...]
-    changed_by: str
-
-    def covers(self, contract: Contract) -> bool:
-        """Whether rows of this table may go under it."""
-        return self.enabled and (
-            contract.retention == "applies"
-            or (contract.retention == "optional" and contract.table in self.optional_tables)
-        )
-
-
-def read_policy(connection: psycopg.Connection[Any], organization: str) -> Policy | None:
-    """The organization's policy; None where nobody ever made one."""
-    row = connection.execute(
-        sql.SQL("SELECT enabled, optional_tables, changed_by FROM {} WHERE organization_id = %s").format(
-            table("policies")
-        ),
-        [organization],
-    ).fetchone()
-    return None if row is None else Policy(row[0], tuple(row[1]), row[2])
 
 
 def delete_batch(
@@ -209,6 +179,12 @@ class _Run:
             raise PolicyOff(
                 f"{self.contract.table}: archiving is not enabled for organization {self.organization}",
                 "`lakehouse archive enable --organization …` turns it on.",
+            )
+        waiver = self.proof.backing.waiver
+        if waiver is not None and waiver.standing and waiver != policy.waiver:
+            raise PolicyOff(
+                f"{self.contract.table}: that organization {self.organization} needs no destination was taken back",
+                "The next run asks for a destination's receipt.",
             )
         self.connection.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(self._hot()))
         gate = inspect(self.connection, self.contract)

@@ -39,6 +39,8 @@ class Waiver:
 
     by: str
     reason: str
+    standing: bool = True
+    """It stands in the organization's policy; otherwise it is for one run."""
 
 
 @dataclass(frozen=True)

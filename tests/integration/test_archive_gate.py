@@ -14,9 +14,9 @@ import pytest
 
 from lakehouse.archive import batch, holds
 from lakehouse.archive.age import RetentionRefused
-from lakehouse.archive.batch import PolicyOff
 from lakehouse.archive.gate import TableRefused
 from lakehouse.archive.installation import ArchiveError
+from lakehouse.archive.policy import PolicyOff
 from lakehouse.archive.records import FIRST_CHAIN, chain_after, content_digest, tombstones_digest
 from lakehouse.archive.seal import PublicKey, read_signing_key, unseal
 from schemas.errors import LakehouseError
