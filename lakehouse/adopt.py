@@ -315,14 +315,8 @@ def note_reconciled(app: App, tables: Iterable[str]) -> None:
         )
 
 
-def archiving_allowed(app: App, organization: str, table: str) -> bool:
-    """Whether hot rows of the table may be archived: the source is the lake's, and every adoption is reconciled.
-
-    False too where nothing has landed yet. Opens the source.
-
-    Raises:
-        LakehouseError: the source or the control database does not answer.
-    """
+def unreconciled(app: App, organization: str, table: str) -> bool:
+    """Whether the table was adopted, and no window has compared every row since."""
     note_reconciled(app, [table])
     adoption = models.Adoption
     with app.engine.connect() as connection:
@@ -333,8 +327,19 @@ def archiving_allowed(app: App, organization: str, table: str) -> bool:
                 adoption.reconciled_at.is_(None),
             )
         )
+    return bool(pending)
+
+
+def archiving_allowed(app: App, organization: str, table: str) -> bool:
+    """Whether hot rows of the table may be archived: the source is the lake's, and every adoption is reconciled.
+
+    False too where nothing has landed yet. Opens the source.
+
+    Raises:
+        LakehouseError: the source or the control database does not answer.
+    """
     cursor = store.cursors(app.engine, table).get(organization)
-    if pending or cursor is None:
+    if unreconciled(app, organization, table) or cursor is None:
         return False
     present = present_source(app, app.contract(table))
     return present is not None and _is_same(cursor.position, present)

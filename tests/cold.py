@@ -116,6 +116,7 @@ def archive_once(
     batch_rows: int = 10_000,
     most: int = 200_000,
     between: Any = None,
+    waiver: durable.Waiver | None = None,
 ) -> Round:
     """One slice: read, prove, delete; `between` is called with the proof made and nothing locked."""
     app, done = house.app, Round()
@@ -128,7 +129,7 @@ def archive_once(
         rows = candidates.read_slice(source, found, organization, retention.cutoff, after=None, most=most)
         if not rows.rows.num_rows:
             return done
-        backing = durable.read_backing(app.engine, organization, table, app.settings.archive.receipt_kinds, None)
+        backing = durable.read_backing(app.engine, organization, table, app.settings.archive.receipt_kinds, waiver)
         with proof.prove(app, connection, found, rows, organization, retention.cutoff, backing) as proven:
             done.kept.update(proven.kept)
             done.unproven = proven.unproven

@@ -13,6 +13,7 @@ import typer
 
 from lakehouse.cli import (
     adopt,
+    archive,
     capture,
     deliver,
     demo,
@@ -48,6 +49,7 @@ deliver.register(app)
 lakes.register(app)
 adopt.register(lakes.lake_app)
 maintain.register(app)
+archive.register(app)
 demo.register(app)
 keys.register(app)
 quarantine.register(app)

@@ -23,6 +23,7 @@ CAPTURE = "capture"
 BACKFILL = "backfill"
 MAINTAIN = "maintain"
 PRUNE = "prune"
+ARCHIVE = "archive"
 SCHEDULE = "schedule"
 
 
@@ -66,7 +67,9 @@ def claim(engine: Engine, owner: str, lease_seconds: float, *, kinds: Sequence[s
     return _claim(engine, owner, lease_seconds, and_(Task.kind.in_(kinds), or_(due, _ran_out())))
 
 
-def claim_named(engine: Engine, owner: str, lease_seconds: float, kind: str, table: str) -> ClaimedTask | None:
+def claim_named(
+    engine: Engine, owner: str, lease_seconds: float, kind: str, table: str | None = None
+) -> ClaimedTask | None:
     """This task, due or not; None while another worker holds it.
 
     A holder that has died cannot say so: its lease is waited for. One that is alive renews it, and is not.

@@ -13,10 +13,10 @@ from sqlalchemy.types import Text
 from lakehouse.control.models import Cursor, DestinationTable, Lake, Task, WarehouseDestination
 from lakehouse.control.store import is_due, is_open, wants_table
 from lakehouse.outbox.lease import seconds
-from lakehouse.outbox.tasks import BACKFILL, CAPTURE, MAINTAIN, PRUNE, SCHEDULE
+from lakehouse.outbox.tasks import ARCHIVE, BACKFILL, CAPTURE, MAINTAIN, PRUNE, SCHEDULE
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine, Select
+    from sqlalchemy import ColumnElement, Engine, Select
 
 
 def plan_windows(engine: Engine, tables: Sequence[str]) -> list[str]:
@@ -58,29 +58,45 @@ def plan_maintenance(engine: Engine, tables: Sequence[str], every_seconds: float
     old = (
         select(names.c.name)
         .outerjoin(Task, Task.id == MAINTAIN + ":" + names.c.name)
-        .where(
-            or_(
-                Task.finished_at.is_(None),
-                Task.finished_at + seconds(every_seconds) <= func.clock_timestamp(),
-            )
-        )
+        .where(_finished_long_ago(every_seconds))
     )
     due = _make_due(engine, MAINTAIN, old)
-    with engine.begin() as connection:
-        # One row of its own: the outbox and the tombstone logs are pruned at the same rhythm.
-        connection.execute(upsert(Task).values(id=PRUNE, kind=PRUNE).on_conflict_do_nothing())
-        pruning = connection.scalars(
-            update(Task)
-            .where(
-                Task.id == PRUNE,
-                Task.due_at.is_(None),
-                Task.lease_owner.is_(None),
-                or_(Task.finished_at.is_(None), Task.finished_at + seconds(every_seconds) <= func.clock_timestamp()),
+    # One row of its own: the outbox and the tombstone logs are pruned at the same rhythm.
+    return [*due, *(make_due_again(engine, PRUNE, every_seconds))]
+
+
+def waits_for_archive(engine: Engine, every_seconds: float) -> bool:
+    """Whether the archive's task is idle, and was finished so long ago or never."""
+    with engine.connect() as connection:
+        row = connection.execute(
+            select(Task.due_at.is_(None), Task.lease_owner.is_(None), _finished_long_ago(every_seconds)).where(
+                Task.id == ARCHIVE
             )
-            .values(due_at=func.clock_timestamp())
-            .returning(Task.id)
-        ).all()
-    return [*due, *pruning]
+        ).one_or_none()
+    return row is None or all(row)
+
+
+def make_due_again(engine: Engine, kind: str, every_seconds: float) -> list[str]:
+    """Make a task without a table due, if it is idle and was finished so long ago or never; its id if it was made."""
+    with engine.begin() as connection:
+        connection.execute(upsert(Task).values(id=kind, kind=kind).on_conflict_do_nothing())
+        return list(
+            connection.scalars(
+                update(Task)
+                .where(
+                    Task.id == kind,
+                    Task.due_at.is_(None),
+                    Task.lease_owner.is_(None),
+                    _finished_long_ago(every_seconds),
+                )
+                .values(due_at=func.clock_timestamp())
+                .returning(Task.id)
+            )
+        )
+
+
+def _finished_long_ago(every_seconds: float) -> ColumnElement[bool]:
+    return or_(Task.finished_at.is_(None), Task.finished_at + seconds(every_seconds) <= func.clock_timestamp())
 
 
 def _make_due(engine: Engine, kind: str, names: Select[Any]) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from lakehouse.archive.policy import any_enabled
 from lakehouse.deliver.plan import plan_deliveries
 from lakehouse.observe.events import describe
 from lakehouse.outbox import tasks
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 JUMP_SECONDS = 2.0
 MAINTENANCE_LOOK_SECONDS = 10.0
+ARCHIVE_LOOK_SECONDS = 60.0
+"""How often the hot database is asked whether anybody has archiving enabled, while nothing is due."""
 
 
 class Scheduler:
@@ -52,6 +55,7 @@ class Scheduler:
             ("plan", self._plan, schedule.tick_seconds),
             ("discover", self._discover, schedule.discover_every_seconds),
             ("maintenance", self._maintenance, min(schedule.maintain_every_seconds, MAINTENANCE_LOOK_SECONDS)),
+            ("archive", self._archive, min(self.app.settings.archive.every_seconds, ARCHIVE_LOOK_SECONDS)),
         ):
             engine.add_job(
                 self._guarded,
@@ -114,6 +118,12 @@ class Scheduler:
         plan.plan_maintenance(
             self.app.engine, list(self.app.contracts), self.app.settings.schedule.maintain_every_seconds
         )
+
+    def _archive(self) -> None:
+        every = self.app.settings.archive.every_seconds
+        # The hot database is asked last: of most installations nobody has archiving enabled.
+        if plan.waits_for_archive(self.app.engine, every) and any_enabled(self.app):
+            plan.make_due_again(self.app.engine, tasks.ARCHIVE, every)
 
     def _discover(self) -> None:
         found = discover(self.app)
