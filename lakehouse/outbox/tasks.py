@@ -23,6 +23,7 @@ CAPTURE = "capture"
 BACKFILL = "backfill"
 MAINTAIN = "maintain"
 PRUNE = "prune"
+PARITY = "parity"
 SCHEDULE = "schedule"
 
 

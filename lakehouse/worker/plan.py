@@ -10,10 +10,11 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.types import Text
 
+from federation.config import COPYING
 from lakehouse.control.models import Cursor, DestinationTable, Lake, Task, WarehouseDestination
 from lakehouse.control.store import is_due, is_open, wants_table
 from lakehouse.outbox.lease import seconds
-from lakehouse.outbox.tasks import BACKFILL, CAPTURE, MAINTAIN, PRUNE, SCHEDULE
+from lakehouse.outbox.tasks import BACKFILL, CAPTURE, MAINTAIN, PARITY, PRUNE, SCHEDULE
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine, Select
@@ -66,21 +67,38 @@ def plan_maintenance(engine: Engine, tables: Sequence[str], every_seconds: float
         )
     )
     due = _make_due(engine, MAINTAIN, old)
+    # One row of its own: the outbox and the tombstone logs are pruned at the same rhythm.
+    return [*due, *_make_alone_due(engine, PRUNE, every_seconds)]
+
+
+def plan_parity(engine: Engine, every_seconds: float) -> list[str]:
+    """Make `parity` due where it was finished so long ago or never, if any destination is fed by deliveries."""
+    fed = select(WarehouseDestination.id).where(WarehouseDestination.kind.in_([k.value for k in COPYING])).limit(1)
+    with engine.connect() as connection:
+        if connection.execute(fed).one_or_none() is None:
+            return []
+    return _make_alone_due(engine, PARITY, every_seconds)
+
+
+def _make_alone_due(engine: Engine, kind: str, every_seconds: float) -> list[str]:
     with engine.begin() as connection:
-        # One row of its own: the outbox and the tombstone logs are pruned at the same rhythm.
-        connection.execute(upsert(Task).values(id=PRUNE, kind=PRUNE).on_conflict_do_nothing())
-        pruning = connection.scalars(
-            update(Task)
-            .where(
-                Task.id == PRUNE,
-                Task.due_at.is_(None),
-                Task.lease_owner.is_(None),
-                or_(Task.finished_at.is_(None), Task.finished_at + seconds(every_seconds) <= func.clock_timestamp()),
+        connection.execute(upsert(Task).values(id=kind, kind=kind).on_conflict_do_nothing())
+        return list(
+            connection.scalars(
+                update(Task)
+                .where(
+                    Task.id == kind,
+                    Task.due_at.is_(None),
+                    Task.lease_owner.is_(None),
+                    or_(
+                        Task.finished_at.is_(None),
+                        Task.finished_at + seconds(every_seconds) <= func.clock_timestamp(),
+                    ),
+                )
+                .values(due_at=func.clock_timestamp())
+                .returning(Task.id)
             )
-            .values(due_at=func.clock_timestamp())
-            .returning(Task.id)
-        ).all()
-    return [*due, *pruning]
+        )
 
 
 def _make_due(engine: Engine, kind: str, names: Select[Any]) -> list[str]:

@@ -21,7 +21,7 @@ from lakehouse.executor import LocalProcesses
 from lakehouse.observe.events import describe
 from lakehouse.outbox import deliveries, tasks
 from lakehouse.outbox.retry import decide
-from lakehouse.outbox.tasks import BACKFILL, CAPTURE, MAINTAIN, PRUNE
+from lakehouse.outbox.tasks import BACKFILL, CAPTURE, MAINTAIN, PARITY, PRUNE
 from lakehouse.result import TableResult
 from lakehouse.sync import LakeTables, capture_table, land_claimed
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lakehouse.outbox.tasks import ClaimedTask
 
 KINDS = (DestinationKind.ICEBERG_S3, *COPYING)
-LONG = (BACKFILL, MAINTAIN, PRUNE)
+LONG = (BACKFILL, MAINTAIN, PRUNE, PARITY)
 """Kinds of task that may take long: one place is kept free of them where there is more than one."""
 NOT_THERE_SECONDS = 300.0
 """How often a provisional table that the host does not have yet is looked for."""
@@ -113,6 +113,8 @@ class Worker:
         try:
             if task.kind == PRUNE:
                 self._prune(task)
+            elif task.kind == PARITY:
+                self._prove(task)
             elif task.table not in self.app.contracts:
                 # A newer program planned it; this one does not know the table.
                 tasks.finish(self.app.engine, task.lease)
@@ -181,6 +183,13 @@ class Worker:
             if errors:
                 event.update(outcome="error", error=describe(errors[0]))
         self._give_back(task, next(iter(errors), None))
+
+    def _prove(self, task: ClaimedTask) -> None:
+        from lakehouse.deliver.prove import prove
+
+        with self.app.leases.holding(task.lease):
+            prove(self.app, should_stop=lambda: self.stop.is_set() or task.lease.lost)
+        self._give_back(task, None)
 
     def _give_back(self, task: ClaimedTask, error: Exception | None) -> None:
         work = self.app.settings.work
