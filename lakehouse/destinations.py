@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 
 NAME_LENGTH = 160
+PARITY = "parity: "
+"""So begins the last error of a destination that was found to differ; a delivery does not take it away."""
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,7 @@ class ScheduleSettings(_Section):
     discover_every_seconds: Annotated[float, Field(gt=0)] = 60
     enrol: bool = True
     maintain_every_seconds: Annotated[float, Field(gt=0)] = 3600
+    parity_every_seconds: Annotated[float, Field(gt=0)] = 86400
 
 
 class MaintenanceSettings(_Section):

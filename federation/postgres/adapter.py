@@ -207,8 +207,10 @@ class PostgresAdapter:
             self._stand(cursor, layout, max(sequence, stands), snapshot_id)
         return Receipt(max(sequence, stands), count)
 
-    def content(self, contract: Contract) -> Content:
+    def content(self, contract: Contract, after: int = 0) -> Content:
         """What the view shows, hashed by the server, in one snapshot with the `_sequence` that it stands at.
+
+        `after`: only rows whose version came after this `_sequence`.
 
         Raises:
             DestinationError: it cannot be asked.
@@ -217,19 +219,19 @@ class PostgresAdapter:
         with self._transaction(repeatable=True) as cursor:
             self._check_owner(cursor)
             stands = self._standing(cursor, layout, lock=False)
-            self._run(cursor, layout.content())
+            self._run(cursor, layout.content(after))
             rows, digest = cursor.fetchone()
         return Content(stands or 0, int(rows), int(digest))
 
     @contextmanager
-    def hashes(self, contract: Contract) -> Iterator[pa.RecordBatchReader]:
+    def hashes(self, contract: Contract, after: int = 0) -> Iterator[pa.RecordBatchReader]:
         """Identity and canonical hash (`_hash`) of every row that the view shows.
 
         Raises:
             DestinationError: it cannot be asked.
         """
         with self._transaction(repeatable=True) as cursor:
-            self._run(cursor, self.layout(contract).hashes())
+            self._run(cursor, self.layout(contract).hashes(after))
             yield cursor.fetch_record_batch()
 
     def texts(self, contract: Contract, hashes: list[str]) -> list[tuple[Any, ...]]:

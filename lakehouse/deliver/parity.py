@@ -10,7 +10,8 @@ compared by JSON as DuckDB prints it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,8 +22,8 @@ from federation.files.adapter import FilesAdapter
 from federation.files.manifest import Manifest
 from federation.kinds import DeliveryStatus, DestinationKind
 from federation.postgres.adapter import PostgresAdapter
-from federation.protocol import DIGITS, Content, GapError
-from lakehouse.deliver.ranges import check_reaches, open_lake_table
+from federation.protocol import DIGITS, Content, DestinationError, GapError
+from lakehouse.deliver.ranges import LakeTable, check_reaches, open_lake_table
 from lakehouse.deliver.targets import adapter_of, credentials_of, way_to
 from lakehouse.duck import column_type, connect, literal, plain_path, quoted
 from schemas.canonical import duckdb_field_text, duckdb_hash
@@ -33,11 +34,18 @@ from schemas.lake_columns import DELETE, OP, SEQUENCE, arrow_schema, lake_fields
 if TYPE_CHECKING:
     import duckdb
 
+    from federation.protocol import Adapter
     from lakehouse.app import App
     from lakehouse.destinations import Destination
 
 HASH = "_hash"
 LIMIT = 20
+FEW = 3
+"""Differences that an error names."""
+
+
+class DifferenceError(DestinationError):
+    """A destination holds something else than what was delivered to it."""
 
 
 @dataclass(frozen=True)
@@ -140,34 +148,80 @@ def _one(
     return result
 
 
+def check_range(
+    app: App, adapter: Adapter, kind: DestinationKind, credentials: Mapping[str, str], lake: LakeTable, after: int
+) -> None:
+    """What a delivery brought is there as it is in the lake: rows of the latest state that came beyond `after`.
+
+    Raises:
+        DifferenceError: it is not; the first keys and columns are named.
+        LakehouseError: one of the two cannot be read.
+    """
+    contract = lake.contract
+    with _shown(app, lake.organization, kind, contract, adapter, credentials, after) as (there, addresses, loosely):
+        content = there.content()
+        if content.sequence > lake.sequence:
+            # Somebody else has brought it further meanwhile, and compares that.
+            return
+        with connect([*app.addresses_of([lake.organization]), *addresses]) as duck:
+            ours = _Relation(contract, lake.relation, content.sequence, loosely, after)
+            if ours.content(duck) == content:
+                return
+            found = _differences(duck, contract, ours, there, FEW)
+    named = "; ".join(
+        f"{', '.join(f'{k}={v}' for k, v in d.key.items())}: {' '.join((d.kind, *d.columns))}" for d in found
+    )
+    raise DifferenceError(
+        f"{contract.table}: what was delivered after {after} is not what the lake holds: {named}",
+        "Something there changes rows (a trigger, a person), or a file was altered: end that, then "
+        "`lakehouse destinations resync`.",
+        retry=Retry.MANUAL,
+    )
+
+
 @contextmanager
 def _open(
     app: App, destination: Destination, kind: DestinationKind, contract: Contract
 ) -> Iterator[tuple[_There, list[LakeAddress], bool]]:
-    """What is there, the addresses that DuckDB needs for it, and whether JSON is compared as DuckDB prints it."""
+    """As `_shown`, with an adapter of its own."""
     assert destination.organization is not None  # noqa: S101 - asked by `parity`
     credentials = credentials_of(app, destination.id)
     adapter = adapter_of(app, destination.organization, kind, destination.config, credentials)
     try:
-        if isinstance(adapter, PostgresAdapter):
-            yield _Replica(contract, adapter), [], False
-        elif isinstance(adapter, FilesAdapter):
-            way = way_to(app, destination.organization, adapter.config, credentials)
-            address = LakeAddress("files", "files", "", adapter.config.location, dict(way.storage))
-            loosely = kind is DestinationKind.JSONL_S3
-            _, manifest = adapter.manifest(contract)
-            with connect([address]) as duck:
-                yield _Files(contract, manifest, loosely, duck), [address], loosely
-        else:
-            raise LakehouseError(f"{kind.value}: cannot be compared", retry=Retry.NEVER)
+        with _shown(app, destination.organization, kind, contract, adapter, credentials) as found:
+            yield found
     finally:
         adapter.close()
 
 
-class _Relation:
-    """The latest state that a relation with the lake's columns shows at a `_sequence`."""
+@contextmanager
+def _shown(
+    app: App,
+    organization: str,
+    kind: DestinationKind,
+    contract: Contract,
+    adapter: Adapter,
+    credentials: Mapping[str, str],
+    after: int = 0,
+) -> Iterator[tuple[_There, list[LakeAddress], bool]]:
+    """What is there, the addresses that DuckDB needs for it, and whether JSON is compared as DuckDB prints it."""
+    if isinstance(adapter, PostgresAdapter):
+        yield _Replica(contract, adapter, after), [], False
+    elif isinstance(adapter, FilesAdapter):
+        way = way_to(app, organization, adapter.config, credentials)
+        address = LakeAddress("files", "files", "", adapter.config.location, dict(way.storage))
+        loosely = kind is DestinationKind.JSONL_S3
+        _, manifest = adapter.manifest(contract)
+        with connect([address]) as duck:
+            yield _Files(contract, manifest, loosely, duck, after), [address], loosely
+    else:
+        raise LakehouseError(f"{kind.value}: cannot be compared", retry=Retry.NEVER)
 
-    def __init__(self, contract: Contract, relation: str, sequence: int, loosely: bool) -> None:
+
+class _Relation:
+    """The latest state that a relation with the lake's columns shows at a `_sequence`; of it what came `after` one."""
+
+    def __init__(self, contract: Contract, relation: str, sequence: int, loosely: bool, after: int = 0) -> None:
         self.contract = contract
         self.sequence = sequence
         order = ", ".join(quoted(n) for n in contract.identity)
@@ -178,7 +232,7 @@ class _Relation:
         ]
         columns = "*" + (f" REPLACE ({', '.join(replaced)})" if replaced else "")
         self.latest = (
-            f"SELECT {columns} FROM {relation} WHERE {SEQUENCE} <= {int(sequence)} "
+            f"SELECT {columns} FROM {relation} WHERE {SEQUENCE} > {int(after)} AND {SEQUENCE} <= {int(sequence)} "
             f"QUALIFY row_number() OVER (PARTITION BY {order} ORDER BY {SEQUENCE} DESC) = 1 AND {OP} <> '{DELETE}'"
         )
 
@@ -206,19 +260,20 @@ class _Relation:
 
 
 class _Replica:
-    def __init__(self, contract: Contract, adapter: PostgresAdapter) -> None:
+    def __init__(self, contract: Contract, adapter: PostgresAdapter, after: int) -> None:
         self.contract = contract
         self.adapter = adapter
+        self.after = after
 
     def content(self) -> Content:
         if not self.adapter.standing(self.contract):
             # Nothing was delivered, or nothing is left of it: to look makes nothing there.
             return Content(0, 0, 0)
         self.adapter.prepare(self.contract)
-        return self.adapter.content(self.contract)
+        return self.adapter.content(self.contract, self.after)
 
     def load(self, duck: duckdb.DuckDBPyConnection) -> None:
-        with self.adapter.hashes(self.contract) as reader:
+        with self.adapter.hashes(self.contract, self.after) as reader:
             duck.register("stream", reader)
             duck.execute("CREATE OR REPLACE TEMP TABLE there AS SELECT * FROM stream")
             duck.unregister("stream")
@@ -229,10 +284,13 @@ class _Replica:
 
 
 class _Files:
-    def __init__(self, contract: Contract, manifest: Manifest, loosely: bool, duck: duckdb.DuckDBPyConnection) -> None:
+    def __init__(
+        self, contract: Contract, manifest: Manifest, loosely: bool, duck: duckdb.DuckDBPyConnection, after: int
+    ) -> None:
         self.duck = duck
+        manifest = dataclasses.replace(manifest, files=tuple(f for f in manifest.files if f.last > after))
         relation = jsonl_relation(contract, manifest) if loosely else parquet_relation(duck, contract, manifest)
-        self.relation = _Relation(contract, f"({relation})", manifest.sequence, loosely)
+        self.relation = _Relation(contract, f"({relation})", manifest.sequence, loosely, after)
 
     def content(self) -> Content:
         with _readable():

@@ -1,4 +1,4 @@
-"""One delivery under its lease: open the destination, bring it to the range's end, acknowledge.
+"""One delivery under its lease: open the destination, bring it to the range's end, compare the range, acknowledge.
 
 Killed anywhere, the next worker asks the destination where it stands and goes on from there. What goes wrong is written
 to the delivery, with the time of its next attempt; other destinations are not held up.
@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, select, update
+from sqlalchemy import case, func, select, update
 
 from federation.config import COPYING
 from federation.kinds import DeliveryStatus, DestinationKind, DestinationStatus
 from federation.protocol import Delivery, OvertakenError
 from lakehouse.control.models import WarehouseDelivery, WarehouseDestination
+from lakehouse.deliver.parity import check_range
 from lakehouse.deliver.plan import STEP, plan_deliveries
 from lakehouse.deliver.ranges import LakeTable, open_lake_table, range_reader
 from lakehouse.deliver.targets import adapter_of, credentials_of
+from lakehouse.destinations import PARITY
 from lakehouse.failpoints import failpoint
 from lakehouse.outbox import deliveries
 from lakehouse.outbox.deliveries import ClaimedDelivery
@@ -69,6 +71,7 @@ def deliver_claimed(app: App, claimed: ClaimedDelivery) -> LakehouseError | None
                 with range_reader(app, lake) as rows:
                     claimed.lease.check()
                     receipt = adapter.deliver(delivery, rows)
+                check_range(app, adapter, claimed.kind, credentials, lake, claimed.sequence_after)
             finally:
                 adapter.close()
             failpoint("delivery.delivered")
@@ -243,7 +246,8 @@ def acknowledge(engine: Engine, claimed: ClaimedDelivery, receipt: Receipt, snap
                 f"delivery {lease.id}: another worker has taken it over", "It finds the range delivered."
             )
         destination = update(WarehouseDestination).where(WarehouseDestination.id == claimed.destination)
-        connection.execute(destination.values(last_delivery_at=now, last_error=None))
+        kept = case((WarehouseDestination.last_error.startswith(PARITY), WarehouseDestination.last_error), else_=None)
+        connection.execute(destination.values(last_delivery_at=now, last_error=kept))
         connection.execute(
             destination.where(WarehouseDestination.status == DestinationStatus.ERROR.value).values(
                 status=DestinationStatus.ACTIVE.value

@@ -24,6 +24,7 @@ BACKFILL = "backfill"
 MAINTAIN = "maintain"
 PRUNE = "prune"
 ARCHIVE = "archive"
+PARITY = "parity"
 SCHEDULE = "schedule"
 
 

@@ -10,10 +10,11 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.types import Text
 
+from federation.config import COPYING
 from lakehouse.control.models import Cursor, DestinationTable, Lake, Task, WarehouseDestination
 from lakehouse.control.store import is_due, is_open, wants_table
 from lakehouse.outbox.lease import seconds
-from lakehouse.outbox.tasks import ARCHIVE, BACKFILL, CAPTURE, MAINTAIN, PRUNE, SCHEDULE
+from lakehouse.outbox.tasks import ARCHIVE, BACKFILL, CAPTURE, MAINTAIN, PARITY, PRUNE, SCHEDULE
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Engine, Select
@@ -63,6 +64,15 @@ def plan_maintenance(engine: Engine, tables: Sequence[str], every_seconds: float
     due = _make_due(engine, MAINTAIN, old)
     # One row of its own: the outbox and the tombstone logs are pruned at the same rhythm.
     return [*due, *(make_due_again(engine, PRUNE, every_seconds))]
+
+
+def plan_parity(engine: Engine, every_seconds: float) -> list[str]:
+    """Make `parity` due where it was finished so long ago or never, if any destination is fed by deliveries."""
+    fed = select(WarehouseDestination.id).where(WarehouseDestination.kind.in_([k.value for k in COPYING])).limit(1)
+    with engine.connect() as connection:
+        if connection.execute(fed).one_or_none() is None:
+            return []
+    return make_due_again(engine, PARITY, every_seconds)
 
 
 def waits_for_archive(engine: Engine, every_seconds: float) -> bool:

@@ -118,6 +118,7 @@ class Scheduler:
         plan.plan_maintenance(
             self.app.engine, list(self.app.contracts), self.app.settings.schedule.maintain_every_seconds
         )
+        plan.plan_parity(self.app.engine, self.app.settings.schedule.parity_every_seconds)
 
     def _archive(self) -> None:
         every = self.app.settings.archive.every_seconds

@@ -21,7 +21,7 @@ from lakehouse.executor import LocalProcesses
 from lakehouse.observe.events import describe
 from lakehouse.outbox import deliveries, tasks
 from lakehouse.outbox.retry import decide
-from lakehouse.outbox.tasks import ARCHIVE, BACKFILL, CAPTURE, MAINTAIN, PRUNE
+from lakehouse.outbox.tasks import ARCHIVE, BACKFILL, CAPTURE, MAINTAIN, PARITY, PRUNE
 from lakehouse.result import TableResult
 from lakehouse.sync import LakeTables, capture_table, land_claimed
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lakehouse.outbox.tasks import ClaimedTask
 
 KINDS = (DestinationKind.ICEBERG_S3, *COPYING)
-LONG = (BACKFILL, MAINTAIN, PRUNE, ARCHIVE)
+LONG = (BACKFILL, MAINTAIN, PRUNE, PARITY, ARCHIVE)
 """Kinds of task that may take long: one place is kept free of them where there is more than one."""
 NOT_THERE_SECONDS = 300.0
 """How often a provisional table that the host does not have yet is looked for."""
@@ -115,6 +115,8 @@ class Worker:
                 self._prune(task)
             elif task.kind == ARCHIVE:
                 self._archive(task)
+            elif task.kind == PARITY:
+                self._prove(task)
             elif task.table not in self.app.contracts:
                 # A newer program planned it; this one does not know the table.
                 tasks.finish(self.app.engine, task.lease)
@@ -190,6 +192,13 @@ class Worker:
         with self.app.leases.holding(task.lease):
             result = archive_all(self.app, should_stop=lambda: self.stop.is_set() or task.lease.lost)
         self._give_back(task, result.first_error)
+
+    def _prove(self, task: ClaimedTask) -> None:
+        from lakehouse.deliver.prove import prove
+
+        with self.app.leases.holding(task.lease):
+            prove(self.app, should_stop=lambda: self.stop.is_set() or task.lease.lost)
+        self._give_back(task, None)
 
     def _give_back(self, task: ClaimedTask, error: Exception | None) -> None:
         work = self.app.settings.work

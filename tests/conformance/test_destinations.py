@@ -22,7 +22,7 @@ from federation.kinds import DeliveryStatus, DestinationKind
 from federation.protocol import Delivery, DestinationError, ForeignTargetError, GapError
 from lakehouse import destinations
 from lakehouse.deliver import run as deliver_run
-from lakehouse.deliver.parity import Parity, parity
+from lakehouse.deliver.parity import DifferenceError, Parity, parity
 from lakehouse.deliver.ranges import open_lake_table, range_reader
 from lakehouse.deliver.run import deliver_now, resync
 from lakehouse.deliver.targets import adapter_of
@@ -31,6 +31,8 @@ from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.embedded.s3 import EmbeddedS3
 from lakehouse.glance import nothing_to_do
 from lakehouse.maintenance.run import maintain_table
+from lakehouse.worker.plan import plan_parity
+from lakehouse.worker.worker import Worker
 from schemas.contract import BUILT_IN
 from schemas.errors import LakehouseError, Retry
 from tests.conformance.places import Files, Place, Replica
@@ -509,6 +511,55 @@ def one_altered_value_is_named(stage: Stage) -> None:
     assert "org-a-e3" in done.stdout and "severity" in done.stdout
 
 
+def a_delivery_is_compared_before_it_is_acknowledged(stage: Stage) -> None:
+    stage.delivered()
+    with stage.house.hot() as hot:
+        hot.execute("UPDATE ingested_events SET severity = 'INFO', source = 'x' WHERE id = 'org-a-e3'")
+    stage.house.sync_ok("events")
+    adapter = stage.adapter()
+    deliver = type(adapter).deliver
+
+    def altered(self: Any, delivery: Delivery, rows: Any) -> Any:
+        receipt = deliver(self, delivery, rows)
+        alter(stage)
+        return receipt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(adapter), "deliver", altered)
+        (error,) = stage.deliver()[:1]
+    adapter.close()
+    assert isinstance(error, DifferenceError) and error.retry is Retry.MANUAL
+    assert "org-a-e3: content severity" in error.detail
+    (row,) = destinations.deliveries(stage.house.app, destination=str(stage.destination.id))
+    assert row["status"] in (DeliveryStatus.FAILED.value, DeliveryStatus.DEAD_LETTER.value)
+    (result,) = resync(stage.house.app, stage.destination, ["events"])
+    assert result.error is None
+    stage.delivered()
+    stage.equal()
+
+
+def parity_on_schedule_stands_until_it_is_mended(stage: Stage) -> None:
+    stage.delivered()
+    app = stage.house.app
+    assert plan_parity(app.engine, 3600) == ["parity"] and plan_parity(app.engine, 3600) == []
+    worker = Worker(app, threading.Event())
+    assert worker.once()
+    assert destinations.find(app, "there", "org-a").last_error is None
+    assert plan_parity(app.engine, 3600) == [], "not before its time"
+    alter(stage)
+    assert plan_parity(app.engine, 0) == ["parity"] and worker.once()
+    with stage.house.hot() as hot:
+        insert_events(hot, "org-a", 70, 1)
+    stage.house.sync_ok("events")
+    stage.delivered()
+    said = destinations.find(app, "there", "org-a").last_error
+    assert said is not None and "org-a-e3" in said and "severity" in said, said
+    (result,) = resync(app, stage.destination, ["events"])
+    assert result.error is None
+    assert plan_parity(app.engine, 0) == ["parity"] and worker.once()
+    assert destinations.find(app, "there", "org-a").last_error is None
+
+
 def alter(stage: Stage) -> None:
     """Change one value of one row there, as somebody with the right tools would."""
     place = stage.place
@@ -568,6 +619,8 @@ CASES: tuple[Callable[[Stage], None], ...] = (
     a_half_failed_delivery_is_finished,
     two_workers_with_one_range,
     one_altered_value_is_named,
+    a_delivery_is_compared_before_it_is_acknowledged,
+    parity_on_schedule_stands_until_it_is_mended,
 )
 
 

@@ -170,4 +170,19 @@ MUTANTS = (
         "        for table in ():",
         f"{SUITE}[PARQUET_S3-a_foreign_mark_is_refused]",
     ),
+    mutant(
+        "a-delivery-is-not-compared",
+        "lakehouse/deliver/run.py",
+        "                check_range(app, adapter, claimed.kind, credentials, lake, claimed.sequence_after)\n",
+        "",
+        f"{SUITE}[POSTGRES_REPLICA-a_delivery_is_compared_before_it_is_acknowledged]",
+        f"{SUITE}[JSONL_S3-a_delivery_is_compared_before_it_is_acknowledged]",
+    ),
+    mutant(
+        "a-delivery-takes-a-difference-away",
+        "lakehouse/deliver/run.py",
+        "last_delivery_at=now, last_error=kept",
+        "last_delivery_at=now, last_error=None",
+        f"{SUITE}[PARQUET_S3-parity_on_schedule_stands_until_it_is_mended]",
+    ),
 )
