@@ -352,7 +352,7 @@ def _landings(found: dict[str, Any]) -> str:
         + _table(("", "first", "last", "ratio", "goals"), rows)
         + "\nA landing after so many windows (the median of the twenty around it):\n\n"
         + _table(head, [[m[name] for name in shape] for m in found["marks"]])
-        + "\n![a landing](pictures/landing.svg)\n![a run of maintenance](pictures/maintenance.svg)\n"
+        + ("\n![a landing](pictures/landing.svg)\n![maintenance](pictures/maintenance.svg)\n" if found["curve"] else "")
         + "".join(
             _steps(f"the {where} {found['edge']} windows, one window's share", steps)
             for where, steps in found.get("profiles", {}).items()

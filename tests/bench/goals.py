@@ -10,6 +10,8 @@ from typing import Any
 
 INGESTR, DLT = 1.4, 3.0
 LANDING_RATIO = 1.2
+EMPTY_START, CHANGED_START = "s, nothing to do", "s, changed rows"
+EMPTY_WINDOW, CHANGED_WINDOW = "ms, empty", "ms, changed rows"
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,14 @@ def _peers(found: dict[str, Any]) -> Iterator[Judged]:
 
 def _start(found: dict[str, Any]) -> Iterator[Judged]:
     for method, m in found["methods"].items():
-        yield Judged("start", method, "s, nothing to do", 0.4, m["nothing_seconds"], at_most=True)
-        yield Judged("start", method, "s, changed rows", 1.8, m["changed_seconds"], at_most=True)
+        yield Judged("start", method, EMPTY_START, 0.4, m["nothing_seconds"], at_most=True)
+        yield Judged("start", method, CHANGED_START, 1.8, m["changed_seconds"], at_most=True)
 
 
 def _windows(found: dict[str, Any]) -> Iterator[Judged]:
     for method, m in found["methods"].items():
-        yield Judged("windows", method, "ms, empty", 50, m["empty_ms"], at_most=True)
-        yield Judged("windows", method, "ms, changed rows", 400, m["changed_ms"], at_most=True)
+        yield Judged("windows", method, EMPTY_WINDOW, 50, m["empty_ms"], at_most=True)
+        yield Judged("windows", method, CHANGED_WINDOW, 400, m["changed_ms"], at_most=True)
 
 
 def _freshness(found: dict[str, Any]) -> Iterator[Judged]:

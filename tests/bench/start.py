@@ -95,15 +95,12 @@ def run(world: World, rows: int, rounds: int, say: Say) -> dict[str, Any]:
         for name, figures in beside.figures(rows, rounds).items():
             found["peers"][name] = figures
             say(f"beside: {name}: {figures}")
-    if goals.missed("start", found):
+    for what in sorted({goal.what for goal in goals.missed("start", found)}, reverse=True):
         # By the method that was used last: a start costs the same by each.
-        asked = ("sync", "--once", "--table", "events", "--json")
-        nothing = profile.take(world, variables, CHANGED, *asked)
-        change(url)
-        found["profiles"] = {
-            "nothing to do": nothing,
-            f"{CHANGED:,} changed rows": profile.take(world, variables, CHANGED, *asked),
-        }
+        if what == goals.CHANGED_START:
+            change(url)
+        taken = profile.take(world, variables, CHANGED, "sync", "--once", "--table", "events", "--json")
+        found.setdefault("profiles", {})[what.removeprefix("s, ")] = taken
     return found
 
 
@@ -177,8 +174,7 @@ class _Beside:
                 notes = []
                 if (more := held - rows - rounds * CHANGED) != 0:
                     notes.append(f"{abs(more):,} rows {'too many' if more > 0 else 'were missed'}")
-                if not peer.keeps_cursor:
-                    notes.append("keeps no cursor: given one every time")
+                notes.append("keeps a cursor" if peer.keeps_cursor else "keeps no cursor: given one every time")
                 if isinstance(peer, Ingestr):
                     notes.append(self._without_cursor(peer, ask, held))
                 found[peer.name] = self.runs[peer.name].figures() | {"note": "; ".join(n for n in notes if n)}

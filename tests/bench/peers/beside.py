@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.bench import measure
+from tests.bench import backfill, goals, measure
 from tests.bench.backfill import drain, once
 from tests.bench.peers.compare import compare, reader, remember
 from tests.bench.peers.kinds import Peer, Place, peers
@@ -22,8 +22,11 @@ from tests.bench.world import World, fill, lakehouse, organizations
 OURS = "lakehouse backfill, by day"
 
 
-def run(world: World, rows: int, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Medians of the rounds; `faster`: how many times as fast as the peer we were in the same round."""
+def run(world: World, rows: int, rounds: int, say: Callable[[str], None], *, explain: bool = True) -> dict[str, Any]:
+    """Medians of the rounds; `faster`: how many times as fast as the peer we were in the same round.
+
+    `explain`: take a profile of ours if a goal is missed.
+    """
     others = peers()
     url = world.database("peers")
     organizations(url, 1)
@@ -59,7 +62,10 @@ def run(world: World, rows: int, rounds: int, say: Callable[[str], None]) -> dic
             "megabytes": round(statistics.median(r.megabytes for r in found)),
             "changed": changed.get(name, "nothing"),
         }
-    return {"rows": rows, "rounds": rounds, "drain": round(rows / statistics.median(drains)), "ways": table}
+    result = {"rows": rows, "rounds": rounds, "drain": round(rows / statistics.median(drains)), "ways": table}
+    if explain and goals.missed("peers", result):
+        result["profile"] = backfill.explain(world, rows, say, url)
+    return result
 
 
 def _place(world: World, bucket: str, scratch: Path, prefix: str) -> Place:
