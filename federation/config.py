@@ -85,6 +85,8 @@ CREDENTIALS: dict[DestinationKind, tuple[frozenset[str], frozenset[str]]] = {
 """Keys of the credentials of each kind: those that must be there, and those that may."""
 COPYING = (DestinationKind.POSTGRES_REPLICA, DestinationKind.PARQUET_S3, DestinationKind.JSONL_S3)
 """Kinds that are fed by deliveries of rows."""
+SHARED = (DestinationKind.POSTGRES_REPLICA, DestinationKind.PARQUET_S3)
+"""Kinds that can be vendor-wide: every organization's rows in one table."""
 
 
 def parse_credentials(kind: DestinationKind, raw: Any) -> dict[str, str]:

@@ -57,6 +57,8 @@ class Owner:
 
     installation: str
     organization: str
+    shared: bool = False
+    """The target holds the rows of every organization of this installation, in one table; it is the operator's."""
 
 
 @dataclass(frozen=True)

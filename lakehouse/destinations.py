@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, delete, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from federation.config import COPYING, parse_config, parse_credentials, parse_kind
+from federation.config import COPYING, SHARED, parse_config, parse_credentials, parse_kind
 from federation.kinds import DeliveryStatus, DestinationKind, DestinationStatus
 from federation.registry import target_of
-from lakehouse.control.models import DestinationTable, Lake, WarehouseDelivery, WarehouseDestination
+from lakehouse.control.models import Cursor, DestinationTable, Lake, WarehouseDelivery, WarehouseDestination
 from lakehouse.control.store import ALL_TABLES, lake_target
 from lakehouse.secrets.keyring import destination_place
 from schemas.errors import LakehouseError
@@ -47,6 +47,19 @@ class Destination:
     open_deliveries: int
     last_delivery_at: Any
     last_error: str | None
+
+    @property
+    def shared(self) -> bool:
+        """It is vendor-wide: every organization's rows, the operator's only."""
+        return self.organization is None
+
+
+def organizations_of(app: App, destination: Destination) -> list[str]:
+    """Whose rows it gets: its own organization's, or where it is vendor-wide those of all that have any."""
+    if destination.organization is not None:
+        return [destination.organization]
+    with app.engine.connect() as connection:
+        return list(connection.scalars(select(Cursor.organization_id).distinct().order_by(Cursor.organization_id)))
 
 
 def destinations(app: App, organization: str | None = None) -> list[Destination]:
@@ -111,7 +124,7 @@ def find(app: App, name: str, organization: str | None) -> Destination:
 def add(
     app: App,
     *,
-    organization: str,
+    organization: str | None,
     kind: str,
     name: str,
     config: Mapping[str, Any],
@@ -121,6 +134,8 @@ def add(
     credentials: Mapping[str, str] | None = None,
 ) -> Destination:
     """Add a destination; it is active at once. One that is fed by deliveries is reached first, as a delivery would.
+
+    Without an organization it is vendor-wide: every organization's rows, in one table, for the operator alone.
 
     Raises:
         LakehouseError: an unknown kind, table, organization or key of the config or credentials, a name or target that
@@ -132,13 +147,21 @@ def add(
     chosen = parse_kind(kind)
     parsed = parse_config(chosen, dict(config))
     _check_tables(app, [*tables, *table_cadences])
-    with app.engine.connect() as connection:
-        lake = connection.execute(select(Lake.__table__).where(Lake.organization_id == organization)).one_or_none()
-    if lake is None:
-        raise LakehouseError(f"organization {organization!r} has no lake", "Run `lakehouse init` first.")
+    lake = None
+    if organization is None:
+        if chosen not in SHARED:
+            raise LakehouseError(
+                f"a {chosen.value} destination is one organization's",
+                f"Vendor-wide can be: {', '.join(k.value for k in SHARED)}.",
+            )
+    else:
+        with app.engine.connect() as connection:
+            lake = connection.execute(select(Lake.__table__).where(Lake.organization_id == organization)).one_or_none()
+        if lake is None:
+            raise LakehouseError(f"organization {organization!r} has no lake", "Run `lakehouse init` first.")
     identifier = uuid.uuid4()
     keys = parse_credentials(chosen, dict(credentials or {}))
-    if chosen in COPYING:
+    if lake is None or chosen in COPYING:
         target = check_target(app, organization, chosen, config, keys)
     else:
         target = lake_target(lake.warehouse, lake.namespace)
@@ -157,7 +180,7 @@ def add(
                     target=target,
                     enabled_tables=list(tables) or [ALL_TABLES],
                     cadence_seconds=cadence_seconds,
-                    lake_id=lake.id if chosen is DestinationKind.ICEBERG_S3 else None,
+                    lake_id=lake.id if lake is not None and chosen is DestinationKind.ICEBERG_S3 else None,
                 )
             )
             _set_cadences(connection, identifier, table_cadences)
@@ -169,10 +192,14 @@ def add(
             ) from error
         if "organization_id" in str(error.orig):
             raise LakehouseError(
-                f"organization {organization} has a destination named {name!r} already", "Choose another --name."
+                f"{_whose(organization)} has a destination named {name!r} already", "Choose another --name."
             ) from error
         raise
     return find(app, str(identifier), organization)
+
+
+def _whose(organization: str | None) -> str:
+    return f"organization {organization}" if organization is not None else "the operator"
 
 
 def _checked_name(name: str) -> str:
@@ -209,7 +236,6 @@ def edit(
         keys = parse_credentials(kind, dict(credentials))
         if kind not in COPYING:
             raise LakehouseError(f"{destination.name}: a {kind.value} destination has no credentials of its own")
-        assert destination.organization is not None  # noqa: S101 - there are no vendor-wide ones yet
         values["target"] = check_target(app, destination.organization, kind, destination.config, keys)
         place = destination_place(destination.organization, destination.id)
         values["encrypted_credentials"], values["token_key_version"] = app.vault.seal(keys, place)
@@ -230,7 +256,7 @@ def edit(
                 "Two destinations never share a target.",
             ) from error
         raise LakehouseError(
-            f"organization {destination.organization} has a destination named {name!r} already", "Choose another."
+            f"{_whose(destination.organization)} has a destination named {name!r} already", "Choose another."
         ) from error
     return find(app, str(destination.id), destination.organization)
 
@@ -278,7 +304,7 @@ def remove(app: App, destination: Destination) -> None:
 
 
 def check_target(
-    app: App, organization: str, kind: DestinationKind, config: Mapping[str, Any], credentials: Mapping[str, str]
+    app: App, organization: str | None, kind: DestinationKind, config: Mapping[str, Any], credentials: Mapping[str, str]
 ) -> str:
     """What a destination that is fed by deliveries would write to, reached and found to be a place for it.
 
@@ -290,7 +316,7 @@ def check_target(
     from lakehouse.deliver.targets import adapter_of
 
     target = target_of(kind, config, credentials)
-    adapter = adapter_of(app, organization, kind, config, credentials)
+    adapter = adapter_of(app, organization, kind, config, credentials, shared=organization is None)
     try:
         if isinstance(adapter, FilesAdapter):
             place = f"{adapter.config.location}/"
@@ -324,13 +350,12 @@ def reach(app: App, destination: Destination) -> dict[str, Any]:
     Raises:
         LakehouseError: what does not work, and what to do.
     """
-    assert destination.organization is not None  # noqa: S101 - there are no vendor-wide ones yet
     kind = DestinationKind(destination.kind)
-    if kind in COPYING:
+    if destination.organization is None or kind in COPYING:
         from lakehouse.deliver.targets import adapter_of, credentials_of
 
         keys = credentials_of(app, destination.id)
-        adapter = adapter_of(app, destination.organization, kind, destination.config, keys)
+        adapter = adapter_of(app, destination.organization, kind, destination.config, keys, shared=destination.shared)
         try:
             adapter.check()
         finally:

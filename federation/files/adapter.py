@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, BinaryIO, Protocol
+from urllib.parse import unquote
 
 from federation.config import FilesConfig
 from federation.files import manifest
@@ -65,7 +66,8 @@ class FilesAdapter:
         self.config = config
         self.form = form
         self.store = store
-        self.owner = owner
+        self.owner = Owner(owner.installation, owner.organization)
+        self.shared = owner.shared
 
     def check(self) -> None:
         """See `Adapter.check`."""
@@ -77,9 +79,17 @@ class FilesAdapter:
         self.store.read_json(probe)
         self.store.delete(probe)
         for table in self.store.folders():
-            name = manifest.name(table, self.owner)
-            if (found := self.store.read_json(name)) is not None:
-                manifest.read(found, self.form.kind, self.owner, table, self.store.url(name))
+            for owner in self._owners(table):
+                name = manifest.name(table, owner)
+                if (found := self.store.read_json(name)) is not None:
+                    manifest.read(found, self.form.kind, owner, table, self.store.url(name))
+
+    def _owners(self, table: str) -> list[Owner]:
+        """Whose a table's files have to be: ours, or where they are all organizations' each one's."""
+        if not self.shared:
+            return [self.owner]
+        names = (n.partition("organization_id=")[2] for n in self.store.folders(f"{table}/"))
+        return [dataclasses.replace(self.owner, organization=unquote(n)) for n in names if n]
 
     def prepare(self, contract: Contract) -> None:
         """See `Adapter.prepare`. An added column is there from the next file on; older ones read as null."""

@@ -150,18 +150,18 @@ class Store:
         with self._errors(name):
             self._client.delete_object(Bucket=self.bucket, Key=self._key(name))
 
-    def folders(self) -> list[str]:
-        """What lies directly below the location and holds something.
+    def folders(self, below: str = "") -> list[str]:
+        """What lies directly below the location (or a folder of it, with a slash at its end) and holds something.
 
         Raises:
             DestinationError: the storage does not answer or refuses.
         """
         with self._errors(""):
             pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=self._key(""), Delimiter="/"
+                Bucket=self.bucket, Prefix=self._key(below), Delimiter="/"
             )
             found = [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", [])]
-        return [prefix.removeprefix(self._key("")).rstrip("/") for prefix in found]
+        return [prefix.removeprefix(self._key(below)).rstrip("/") for prefix in found]
 
     def close(self) -> None:
         """Release connections."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg import sql
 
 from federation.config import PostgresReplicaConfig
-from federation.postgres.layout import MARKS, Layout, create_marks
+from federation.postgres.layout import MARKS, SHARED_MARKS, Layout, create_marks
 from federation.protocol import (
     Content,
     Delivery,
@@ -67,7 +67,8 @@ class PostgresAdapter:
 
     def layout(self, contract: Contract) -> Layout:
         """The names and statements of a table."""
-        return Layout(contract, self.config.schema_name, self.config.history)
+        organization = self.owner.organization if self.owner.shared else None
+        return Layout(contract, self.config.schema_name, self.config.history, organization)
 
     def check(self) -> None:
         """See `Adapter.check`."""
@@ -109,15 +110,20 @@ class PostgresAdapter:
             if cursor.fetchone() == (True,):
                 self._run(cursor, sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(layout.schema)))
             self._check_owner(cursor)
-            for statement in create_marks(layout.schema):
+            for statement in create_marks(layout.schema, shared=self.owner.shared):
                 self._run(cursor, statement)
             cursor.execute(
-                sql.SQL("SELECT contract FROM {} WHERE table_name = $1").format(layout.marks).as_string(None),
+                sql.SQL("SELECT contract, organization FROM {} WHERE table_name = $1")
+                .format(layout.marks)
+                .as_string(None),
                 (contract.table,),
             )
-            row = cursor.fetchone()
-            if row is None:
+            marks = {organization: version for version, organization in cursor.fetchall()}
+            row = (marks[self.owner.organization],) if self.owner.organization in marks else None
+            if not marks:
                 self._refuse_strangers(cursor, layout)
+            elif row is None:
+                pass
             elif row[0] == contract.version and not again:
                 return
             # Only what is missing: a change of a table or view would wait for its readers, and hold up new ones.
@@ -130,9 +136,9 @@ class PostgresAdapter:
             cursor.execute(
                 sql.SQL(
                     "INSERT INTO {} (table_name, installation, organization, contract) VALUES ($1, $2, $3, $4) "
-                    "ON CONFLICT (table_name) DO UPDATE SET contract = excluded.contract"
+                    "ON CONFLICT ({}) DO UPDATE SET contract = excluded.contract"
                 )
-                .format(layout.marks)
+                .format(layout.marks, sql.SQL("table_name, organization" if self.owner.shared else "table_name"))
                 .as_string(None),
                 (contract.table, self.owner.installation, self.owner.organization, contract.version),
             )
@@ -316,13 +322,22 @@ class PostgresAdapter:
         Raises:
             ForeignTargetError: they are another's.
         """
-        name = f"{_quoted(self.config.schema_name)}.{_quoted(MARKS)}"
-        cursor.execute("SELECT to_regclass($1) IS NULL", (name,))
-        if cursor.fetchone() == (True,):
+        names = [f"{_quoted(self.config.schema_name)}.{_quoted(marks)}" for marks in (MARKS, SHARED_MARKS)]
+        ours, others = reversed(names) if self.owner.shared else names
+        cursor.execute("SELECT to_regclass($1) IS NULL, to_regclass($2) IS NULL", (ours, others))
+        none, alone = cursor.fetchone()
+        if not alone:
+            raise ForeignTargetError(
+                f"{self.where}: is {'one organization' if self.owner.shared else 'all organizations'}'s",
+                "Give each its own schema. Nothing was written.",
+            )
+        if none:
             return False
-        cursor.execute(f"SELECT DISTINCT installation, organization FROM {name}")
+        cursor.execute(f"SELECT DISTINCT installation, organization FROM {ours}")
         for installation, organization in cursor.fetchall():
-            if (installation, organization) != (self.owner.installation, self.owner.organization):
+            if installation != self.owner.installation or (
+                organization != self.owner.organization and not self.owner.shared
+            ):
                 raise ForeignTargetError(
                     f"{self.where}: belongs to organization {organization} of installation {installation}",
                     "Give each organization a schema of its own. Nothing was written.",
@@ -354,16 +369,18 @@ class PostgresAdapter:
     def _stand(self, cursor: Cursor, layout: Layout, sequence: int, snapshot_id: int) -> None:
         """The table is complete to this `_sequence`; the batch is done with."""
         statement = sql.SQL(
-            "UPDATE {} SET sequence = $2, snapshot_id = $3, delivered_at = clock_timestamp() WHERE table_name = $1"
+            "UPDATE {} SET sequence = $2, snapshot_id = $3, delivered_at = clock_timestamp() "
+            "WHERE table_name = $1 AND organization = $4"
         ).format(layout.marks)
-        cursor.execute(statement.as_string(None), (layout.contract.table, sequence, snapshot_id))
+        values = (layout.contract.table, sequence, snapshot_id, self.owner.organization)
+        cursor.execute(statement.as_string(None), values)
         self._run(cursor, sql.SQL("DROP TABLE {}").format(sql.Identifier("pg_temp", BATCH)))
 
     def _standing(self, cursor: Cursor, layout: Layout, *, lock: bool) -> int | None:
-        query = sql.SQL("SELECT sequence FROM {} WHERE table_name = $1{}").format(
+        query = sql.SQL("SELECT sequence FROM {} WHERE table_name = $1 AND organization = $2{}").format(
             layout.marks, sql.SQL(" FOR UPDATE" if lock else "")
         )
-        cursor.execute(query.as_string(None), (layout.contract.table,))
+        cursor.execute(query.as_string(None), (layout.contract.table, self.owner.organization))
         row = cursor.fetchone()
         return int(row[0]) if row is not None else None
 

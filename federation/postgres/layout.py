@@ -8,6 +8,9 @@ In the destination's schema, for each table of the lake:
 - `<table>_history`, on request: every version, keyed by `_sequence`.
 - `_lakehouse`: one row a table: whose it is, and the `_sequence` that it is complete to.
 
+Vendor-wide, the same tables hold every organization's rows: their keys have the tenant's column too, and the marks,
+`_lakehouse_all`, one row a table and organization.
+
 Views only ever gain columns at their end, so that what others built on them survives a change of contract.
 Source: postgresql.org/docs/current/sql-createview.html, "CREATE OR REPLACE VIEW".
 """
@@ -28,6 +31,7 @@ from schemas.lake_columns import DELETE, LAKE_COLUMNS, OP, SEQUENCE, lake_fields
 from schemas.types import LogicalType
 
 MARKS = "_lakehouse"
+SHARED_MARKS = "_lakehouse_all"
 _TYPES = {
     "string": "text",
     "boolean": "boolean",
@@ -59,6 +63,8 @@ class Layout:
     contract: Contract
     schema: str
     history: bool
+    organization: str | None = None
+    """Where the tables are all organizations': whose rows are meant."""
 
     def __post_init__(self) -> None:
         for name in (self.versions_name, f"{self.contract.table}_history", *(c.name for c in self.contract.columns)):
@@ -87,7 +93,21 @@ class Layout:
 
     @property
     def marks(self) -> sql.Identifier:
-        return sql.Identifier(self.schema, MARKS)
+        return sql.Identifier(self.schema, MARKS if self.organization is None else SHARED_MARKS)
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What a version is of: the contract's identity, in tables of all organizations with whose it is."""
+        tenant = () if self.organization is None else (self.contract.tenant,)
+        return tuple(dict.fromkeys((*self.contract.identity, *tenant)))
+
+    def mine(self, *more: sql.Composable) -> sql.Composable:
+        """The WHERE that leaves the rows of one organization, and of `more` conditions."""
+        conditions = [*more]
+        if self.organization is not None:
+            tenant = sql.Identifier(self.contract.tenant)
+            conditions.append(sql.SQL("{}::text = {}").format(tenant, sql.Literal(self.organization)))
+        return sql.SQL("WHERE {}").format(sql.SQL(" AND ").join(conditions)) if conditions else sql.SQL("")
 
     @property
     def fields(self) -> tuple[Column, ...]:
@@ -107,10 +127,12 @@ class Layout:
             )
             for c in self.fields
         )
-        identity = _names(self.contract.identity)
+        identity = _names(self.identity)
         tables = [(self.versions_name, identity)]
         if self.history:
-            tables.append((f"{self.contract.table}_history", sql.Composed([sql.Identifier(SEQUENCE)])))
+            tables.append(
+                (f"{self.contract.table}_history", _names((*self.identity[len(self.contract.identity) :], SEQUENCE)))
+            )
         for name, key in tables:
             table, held = sql.Identifier(self.schema, name), there(name)
             if not held:
@@ -158,7 +180,7 @@ class Layout:
     def merge(self, batch: str) -> sql.Composed:
         """Put the newest version of each identity of the batch over an older one; a newer one stays."""
         names = [c.name for c in self.fields]
-        changed = [n for n in names if n not in self.contract.identity]
+        changed = [n for n in names if n not in self.identity]
         return sql.SQL(
             "INSERT INTO {versions} AS held ({names}) SELECT DISTINCT ON ({identity}) {values} FROM {batch} "
             "ORDER BY {identity}, {sequence} DESC ON CONFLICT ({identity}) DO UPDATE SET {changes} "
@@ -167,7 +189,7 @@ class Layout:
             versions=self.versions,
             names=_names(names),
             values=self._values(),
-            identity=_names(self.contract.identity),
+            identity=_names(self.identity),
             batch=sql.Identifier(batch),
             sequence=sql.Identifier(SEQUENCE),
             changes=sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in changed),
@@ -175,9 +197,10 @@ class Layout:
 
     def clear(self, upto: int, stands: int) -> sql.Composed:
         """Remove every version up to a `_sequence`, and what claims to be newer than the newest that was delivered."""
-        return sql.SQL("DELETE FROM {} WHERE {sequence} <= {} OR {sequence} > {}").format(
-            self.versions, sql.Literal(upto), sql.Literal(max(upto, stands)), sequence=sql.Identifier(SEQUENCE)
+        beyond = sql.SQL("({sequence} <= {} OR {sequence} > {})").format(
+            sql.Literal(upto), sql.Literal(max(upto, stands)), sequence=sql.Identifier(SEQUENCE)
         )
+        return sql.SQL("DELETE FROM {} {}").format(self.versions, self.mine(beyond))
 
     def remember(self, batch: str) -> sql.Composed:
         """Add every version of the batch to the history."""
@@ -191,13 +214,13 @@ class Layout:
         return sql.SQL(
             "SELECT count(*), coalesce(sum(('x' || substr(h, 1, {})) ::bit({})::bigint), 0)::text "
             "FROM (SELECT {} AS h FROM {} AS v {}) AS s"
-        ).format(sql.Literal(DIGITS), sql.SQL(str(4 * DIGITS)), sql.SQL(hashed), self.view, _beyond(after))
+        ).format(sql.Literal(DIGITS), sql.SQL(str(4 * DIGITS)), sql.SQL(hashed), self.view, self.mine(*_beyond(after)))
 
     def hashes(self, after: int) -> sql.Composed:
         """Identity and canonical hash of every row that the view shows of versions that came after a `_sequence`."""
         hashed = postgres_hash(self.contract, columns_source=False, alias="v")
         return sql.SQL("SELECT {}, {} AS _hash FROM {} AS v {}").format(
-            _names(self.contract.identity), sql.SQL(hashed), self.view, _beyond(after)
+            _names(self.contract.identity), sql.SQL(hashed), self.view, self.mine(*_beyond(after))
         )
 
     def texts(self) -> sql.Composed:
@@ -206,11 +229,11 @@ class Layout:
         hashed = postgres_hash(contract, columns_source=False, alias="v")
         columns = sorted(contract.columns, key=lambda c: c.id)
         identity = [contract[n] for n in contract.identity]
-        return sql.SQL("SELECT {}, {} FROM {} AS v WHERE {} = ANY($1)").format(
+        return sql.SQL("SELECT {}, {} FROM {} AS v {}").format(
             sql.SQL(", ").join(sql.SQL(postgres_field_text(c, columns_source=False, alias="v")) for c in identity),
             sql.SQL(", ").join(sql.SQL(postgres_field_text(c, columns_source=False, alias="v")) for c in columns),
             self.view,
-            sql.SQL(hashed),
+            self.mine(sql.SQL("{} = ANY($1)").format(sql.SQL(hashed))),
         )
 
     def _values(self) -> sql.Composed:
@@ -223,23 +246,22 @@ class Layout:
         )
 
 
-def create_marks(schema: str) -> Iterator[sql.Composable]:
+def create_marks(schema: str, *, shared: bool) -> Iterator[sql.Composable]:
     """Statements that make the table of marks."""
+    marks = sql.Identifier(schema, SHARED_MARKS if shared else MARKS)
     yield sql.SQL(
-        "CREATE TABLE IF NOT EXISTS {} (table_name text PRIMARY KEY, installation text NOT NULL, organization text NOT "
-        "NULL, contract text NOT NULL, sequence bigint NOT NULL DEFAULT 0, snapshot_id bigint, "
-        "delivered_at timestamptz)"
-    ).format(sql.Identifier(schema, MARKS))
+        "CREATE TABLE IF NOT EXISTS {} (table_name text, installation text NOT NULL, organization text NOT NULL, "
+        "contract text NOT NULL, sequence bigint NOT NULL DEFAULT 0, snapshot_id bigint, delivered_at timestamptz, "
+        "PRIMARY KEY ({}))"
+    ).format(marks, _names(("table_name", "organization") if shared else ("table_name",)))
     yield sql.SQL("COMMENT ON TABLE {} IS {}").format(
-        sql.Identifier(schema, MARKS),
+        marks,
         sql.Literal("Whose rows these tables hold, and the _sequence that each is complete to. Not to be changed."),
     )
 
 
-def _beyond(after: int) -> sql.Composable:
-    if not after:
-        return sql.SQL("")
-    return sql.SQL("WHERE v.{} > {}").format(sql.Identifier(SEQUENCE), sql.Literal(after))
+def _beyond(after: int) -> list[sql.Composable]:
+    return [sql.SQL("{} > {}").format(sql.Identifier(SEQUENCE), sql.Literal(after))] if after else []
 
 
 def _names(names: Sequence[str]) -> sql.Composed:

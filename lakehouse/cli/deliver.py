@@ -119,9 +119,20 @@ def parity(
 
 def parity_table(results: list[Parity]) -> Table:
     """Destinations beside the lake, as a person reads it."""
-    columns = ("destination", "kind", "table", "sequence", "lag", "rows", "lake rows", "digest", "equal")
+    columns = (
+        "destination",
+        "kind",
+        "organization",
+        "table",
+        "sequence",
+        "lag",
+        "rows",
+        "lake rows",
+        "digest",
+        "equal",
+    )
     shown = [
-        (r.name, r.kind, r.table, r.sequence, r.lag, r.rows, r.lake_rows, r.digest[-12:],
+        (r.name, r.kind, r.organization, r.table, r.sequence, r.lag, r.rows, r.lake_rows, r.digest[-12:],
          "error" if r.error else r.equal)
         for r in results
     ]  # fmt: skip

@@ -66,9 +66,12 @@ def list_(organization: Organization = None, as_json: JsonFlag = False) -> None:
 
 @destinations_app.command("add")
 def add(
-    organization: Annotated[str, typer.Option("--organization", help="The organization (id or slug).")],
     kind: Annotated[str, typer.Option("--kind", help="ICEBERG_S3, POSTGRES_REPLICA, PARQUET_S3 or JSONL_S3.")],
     name: Annotated[str, typer.Option("--name", help="What people call it.")],
+    organization: Organization = None,
+    vendor_wide: Annotated[
+        bool, typer.Option("--vendor-wide", help="Every organization's rows in one table, for the operator alone.")
+    ] = False,
     config: Annotated[str, typer.Option("--config", help="A JSON object; its keys depend on the kind.")] = "{}",
     credentials_file: Annotated[
         Path | None, typer.Option("--credentials-file", help="JSON: url, or access_key_id and secret_access_key.")
@@ -87,9 +90,10 @@ def add(
         raise LakehouseError(f"--config is not JSON: {error}", 'For example --config \'{"key": "value"}\'.') from error
     if not isinstance(parsed, dict):
         raise LakehouseError("--config must be a JSON object", 'For example --config \'{"key": "value"}\'.')
+    if (organization is None) != vendor_wide:
+        raise LakehouseError("say either --organization or --vendor-wide", "A vendor-wide one holds everybody's rows.")
     app = open_app()
     of = _organization(app, organization)
-    assert of is not None  # noqa: S101 - the option is required
     made = operations.add(
         app,
         organization=of,
@@ -194,7 +198,7 @@ def remove(destination: Name, organization: Organization = None) -> None:
     app = open_app()
     found = operations.find(app, destination, _organization(app, organization))
     operations.remove(app, found)
-    stdout.print(f"removed {found.name} ({found.kind}) of organization {found.organization}", markup=False)
+    stdout.print(f"removed {found.name} ({found.kind}) of {found.organization or 'all organizations'}", markup=False)
 
 
 @destinations_app.command("test")
@@ -218,7 +222,7 @@ def _status(destination: str, organization: str | None, status: str) -> None:
     app = open_app()
     found = operations.find(app, destination, _organization(app, organization))
     operations.set_status(app, found, DestinationStatus(status))
-    stdout.print(f"{found.name} ({found.kind}) of organization {found.organization}: {status}", markup=False)
+    stdout.print(f"{found.name} ({found.kind}) of {found.organization or 'all organizations'}: {status}", markup=False)
 
 
 def _show(found: list[Destination], *, as_json: bool) -> None:
@@ -231,7 +235,7 @@ def _show(found: list[Destination], *, as_json: bool) -> None:
             ("organization", "name", "kind", "status", "cadence", "tables", "open", "last delivery", "last error"),
             [
                 (
-                    d.organization,
+                    d.organization or "(all)",
                     d.name,
                     d.kind,
                     d.status,

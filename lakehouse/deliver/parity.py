@@ -25,6 +25,7 @@ from federation.postgres.adapter import PostgresAdapter
 from federation.protocol import DIGITS, Content, DestinationError, GapError
 from lakehouse.deliver.ranges import LakeTable, check_reaches, open_lake_table
 from lakehouse.deliver.targets import adapter_of, credentials_of, way_to
+from lakehouse.destinations import organizations_of
 from lakehouse.duck import column_type, connect, literal, plain_path, quoted
 from schemas.canonical import duckdb_field_text, duckdb_hash
 from schemas.contract import Column, Contract
@@ -98,36 +99,44 @@ def parity(
     """Compare each destination and table that something was delivered to, one after another."""
     for destination in destinations:
         kind = DestinationKind(destination.kind)
-        if kind not in COPYING or destination.organization is None:
+        if kind not in COPYING:
             continue
         delivered = acknowledged(app, destination)
-        for table in tables:
-            if "*" in destination.tables or table in destination.tables:
-                yield _one(app, destination, kind, app.contract(table), delivered.get(table, 0), limit)
+        wanted = [t for t in tables if "*" in destination.tables or t in destination.tables]
+        for organization in organizations_of(app, destination):
+            for table in wanted:
+                upto = delivered.get((organization, table), 0)
+                yield _one(app, destination, organization, kind, app.contract(table), upto, limit)
 
 
-def acknowledged(app: App, destination: Destination) -> dict[str, int]:
-    """By table: the `_sequence` up to which the outbox says that it was delivered."""
+def acknowledged(app: App, destination: Destination) -> dict[tuple[str, str], int]:
+    """By organization and table: the `_sequence` up to which the outbox says that it was delivered."""
     from sqlalchemy import func, select
 
     from lakehouse.control.models import WarehouseDelivery as Row
 
-    query = select(Row.table_name, func.max(Row.sequence_upto)).where(
+    query = select(Row.organization_id, Row.table_name, func.max(Row.sequence_upto)).where(
         Row.destination_id == destination.id, Row.status == DeliveryStatus.DELIVERED.value
     )
     with app.engine.connect() as connection:
-        return {table: int(upto) for table, upto in connection.execute(query.group_by(Row.table_name))}
+        rows = connection.execute(query.group_by(Row.organization_id, Row.table_name))
+        return {(organization, table): int(upto) for organization, table, upto in rows}
 
 
 def _one(
-    app: App, destination: Destination, kind: DestinationKind, contract: Contract, delivered: int, limit: int
+    app: App,
+    destination: Destination,
+    organization: str,
+    kind: DestinationKind,
+    contract: Contract,
+    delivered: int,
+    limit: int,
 ) -> Parity:
-    assert destination.organization is not None  # noqa: S101 - asked by `parity`
-    result = Parity(str(destination.id), destination.name, kind.value, destination.organization, contract.table)
+    result = Parity(str(destination.id), destination.name, kind.value, organization, contract.table)
     try:
-        lake = open_lake_table(app, contract, destination.organization)
+        lake = open_lake_table(app, contract, organization)
         result.lake_sequence = lake.sequence
-        with _open(app, destination, kind, contract) as (there, addresses, loosely):
+        with _open(app, destination, organization, kind, contract) as (there, addresses, loosely):
             content = there.content()
             result.sequence, result.rows = content.sequence, content.rows
             if content.sequence < delivered:
@@ -136,7 +145,7 @@ def _one(
                     "Run `lakehouse destinations resync` for it: it is filled again from the lake.",
                 )
             check_reaches(lake.table, lake.sequence, content.sequence)
-            with connect([*app.addresses_of([destination.organization]), *addresses]) as duck:
+            with connect([*app.addresses_of([organization]), *addresses]) as duck:
                 ours = _Relation(contract, lake.relation, content.sequence, loosely)
                 mine = ours.content(duck)
                 result.lake_rows, result.digest = mine.rows, f"{mine.digest:x}"
@@ -181,14 +190,13 @@ def check_range(
 
 @contextmanager
 def _open(
-    app: App, destination: Destination, kind: DestinationKind, contract: Contract
+    app: App, destination: Destination, organization: str, kind: DestinationKind, contract: Contract
 ) -> Iterator[tuple[_There, list[LakeAddress], bool]]:
     """As `_shown`, with an adapter of its own."""
-    assert destination.organization is not None  # noqa: S101 - asked by `parity`
     credentials = credentials_of(app, destination.id)
-    adapter = adapter_of(app, destination.organization, kind, destination.config, credentials)
+    adapter = adapter_of(app, organization, kind, destination.config, credentials, shared=destination.shared)
     try:
-        with _shown(app, destination.organization, kind, contract, adapter, credentials) as found:
+        with _shown(app, organization, kind, contract, adapter, credentials) as found:
             yield found
     finally:
         adapter.close()

@@ -1,8 +1,8 @@
 """Which ranges are due. One statement, whatever the number of destinations, organizations and tables.
 
-A destination has one open delivery a table at most: its ranges follow one another without a hole. A range begins where
-the newest one ended and goes to where the lake stands, at most `STEP` numbers: what a paused destination missed is
-brought in large steps, without waiting for its cadence between them.
+A destination has one open delivery a table at most (a vendor-wide one, a table and organization): its ranges follow one
+another without a hole. A range begins where the newest one ended and goes to where the lake stands, at most `STEP`
+numbers: what a paused destination missed is brought in large steps, without waiting for its cadence between them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PLAN = text(
     SELECT gen_random_uuid(), c.organization_id, d.id, c.table_name, coalesce(w.upto, 0),
            least(c.sequence, coalesce(w.upto, 0) + :step), 'PENDING', clock_timestamp()
     FROM warehouse_destinations d
-    JOIN cursors c ON c.organization_id = d.organization_id
+    JOIN cursors c ON (d.organization_id IS NULL OR c.organization_id = d.organization_id)
         AND (c.table_name = ANY(d.enabled_tables) OR '*' = ANY(d.enabled_tables))
     LEFT JOIN destination_tables t ON t.destination_id = d.id AND t.table_name = c.table_name
     LEFT JOIN LATERAL (

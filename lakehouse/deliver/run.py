@@ -21,7 +21,7 @@ from lakehouse.deliver.parity import check_range
 from lakehouse.deliver.plan import STEP, plan_deliveries
 from lakehouse.deliver.ranges import LakeTable, open_lake_table, range_reader
 from lakehouse.deliver.targets import adapter_of, credentials_of
-from lakehouse.destinations import PARITY
+from lakehouse.destinations import PARITY, organizations_of
 from lakehouse.failpoints import failpoint
 from lakehouse.outbox import deliveries
 from lakehouse.outbox.deliveries import ClaimedDelivery
@@ -61,8 +61,8 @@ def deliver_claimed(app: App, claimed: ClaimedDelivery) -> LakehouseError | None
             failpoint("delivery.claimed")
             lake = open_lake_table(app, contract, claimed.organization, at_least=claimed.sequence_upto)
             credentials = credentials_of(app, claimed.destination)
-            raw = _config(app.engine, claimed)
-            adapter = adapter_of(app, claimed.organization, claimed.kind, raw, credentials)
+            raw, shared = _config(app.engine, claimed)
+            adapter = adapter_of(app, claimed.organization, claimed.kind, raw, credentials, shared=shared)
             try:
                 adapter.prepare(contract)
                 delivery = Delivery(
@@ -100,7 +100,7 @@ def deliver_now(
     What another worker is at is left to it.
     """
     chosen = [d for d in destinations if DestinationKind(d.kind) in COPYING]
-    results: dict[tuple[uuid.UUID, str], Delivered] = {}
+    results: dict[tuple[uuid.UUID, str, str], Delivered] = {}
     for _ in iter(lambda: bool(_round(app, chosen, tables, step, results)), False):
         continue
     return list(results.values())
@@ -111,7 +111,7 @@ def _round(
     chosen: Sequence[Destination],
     tables: Sequence[str],
     step: int,
-    results: dict[tuple[uuid.UUID, str], Delivered],
+    results: dict[tuple[uuid.UUID, str, str], Delivered],
 ) -> int:
     """Plan and do what can be done now; how many deliveries succeeded."""
     names = {d.id: d.name for d in chosen}
@@ -127,7 +127,7 @@ def _round(
         early=True,
         destinations=list(names),
     ):
-        key = (claimed.destination, claimed.table)
+        key = (claimed.destination, claimed.organization, claimed.table)
         result = results.setdefault(key, Delivered(names[claimed.destination], claimed.organization, claimed.table))
         result.error = deliver_claimed(app, claimed)
         if result.error is None:
@@ -146,19 +146,26 @@ def resync(app: App, destination: Destination, tables: Sequence[str]) -> list[De
     Raises:
         LakehouseError: the destination's config or credentials cannot be used.
     """
-    assert destination.organization is not None  # noqa: S101 - there are no vendor-wide ones yet
+    wanted = [t for t in tables if "*" in destination.tables or t in destination.tables]
+    return [
+        result
+        for organization in organizations_of(app, destination)
+        for result in _resync(app, destination, organization, wanted)
+    ]
+
+
+def _resync(app: App, destination: Destination, organization: str, tables: Sequence[str]) -> list[Delivered]:
     kind = DestinationKind(destination.kind)
-    adapter = adapter_of(app, destination.organization, kind, destination.config, credentials_of(app, destination.id))
+    credentials = credentials_of(app, destination.id)
+    adapter = adapter_of(app, organization, kind, destination.config, credentials, shared=destination.shared)
     results = []
     try:
         for table in tables:
-            if "*" not in destination.tables and table not in destination.tables:
-                continue
-            result = Delivered(destination.name, destination.organization, table)
+            result = Delivered(destination.name, organization, table)
             contract = app.contract(table)
-            with app.events.unit("resync", table=table, organization=destination.organization) as event:
+            with app.events.unit("resync", table=table, organization=organization) as event:
                 try:
-                    receipt, lake = _fill(app, adapter, contract, destination.organization)
+                    receipt, lake = _fill(app, adapter, contract, organization)
                     result.sequence, result.deliveries = receipt.sequence, 1
                     event |= {"rows": receipt.rows, "bytes": receipt.bytes, "snapshot": lake.snapshot_id}
                 except LakehouseError as error:
@@ -172,6 +179,7 @@ def resync(app: App, destination: Destination, tables: Sequence[str]) -> list[De
         given_up = connection.scalars(
             select(WarehouseDelivery.id).where(
                 WarehouseDelivery.destination_id == destination.id,
+                WarehouseDelivery.organization_id == organization,
                 WarehouseDelivery.table_name.in_(well),
                 WarehouseDelivery.status.in_([DeliveryStatus.FAILED.value, DeliveryStatus.DEAD_LETTER.value]),
             )
@@ -208,12 +216,15 @@ class Delivered:
     error: LakehouseError | None = None
 
 
-def _config(engine: Engine, claimed: ClaimedDelivery) -> dict[str, object]:
+def _config(engine: Engine, claimed: ClaimedDelivery) -> tuple[dict[str, object], bool]:
+    """The destination's config, and whether it is vendor-wide."""
     with engine.connect() as connection:
-        found: dict[str, object] = connection.execute(
-            select(WarehouseDestination.config).where(WarehouseDestination.id == claimed.destination)
-        ).scalar_one()
-    return found
+        config, organization = connection.execute(
+            select(WarehouseDestination.config, WarehouseDestination.organization_id).where(
+                WarehouseDestination.id == claimed.destination
+            )
+        ).one()
+    return config, organization is None
 
 
 def acknowledge(engine: Engine, claimed: ClaimedDelivery, receipt: Receipt, snapshot_id: int) -> None:

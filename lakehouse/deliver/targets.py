@@ -49,7 +49,7 @@ def credentials_of(app: App, identifier: uuid.UUID) -> dict[str, str]:
     return parse_credentials(DestinationKind(row.kind), opened)
 
 
-def way_to(app: App, organization: str, config: Any, credentials: Mapping[str, str]) -> Way:
+def way_to(app: App, organization: str | None, config: Any, credentials: Mapping[str, str]) -> Way:
     """How the target is reached.
 
     Raises:
@@ -67,7 +67,7 @@ def way_to(app: App, organization: str, config: Any, credentials: Mapping[str, s
     return Way(address=app.guard.resolve(parts.hostname, parts.port or 5432)[0])
 
 
-def _storage(app: App, organization: str, config: FilesConfig, credentials: Mapping[str, str]) -> dict[str, str]:
+def _storage(app: App, organization: str | None, config: FilesConfig, credentials: Mapping[str, str]) -> dict[str, str]:
     from catalog.lake import encode_organization
 
     if not credentials:
@@ -80,7 +80,7 @@ def _storage(app: App, organization: str, config: FilesConfig, credentials: Mapp
         # The operator's own storage: no proxy.
         return dict(app.address.storage)
     host, port = app.guard.check_url(config.endpoint) if config.endpoint else ("amazonaws.com", 443)
-    client = f"{encode_organization(organization)}.{urlsplit(config.location).netloc}"
+    client = f"{encode_organization(organization) if organization else 'all'}.{urlsplit(config.location).netloc}"
     storage = {
         "s3.endpoint": config.endpoint,
         "s3.region": config.region or ("us-east-1" if config.endpoint else app.address.storage.get("s3.region")),
@@ -93,9 +93,17 @@ def _storage(app: App, organization: str, config: FilesConfig, credentials: Mapp
 
 
 def adapter_of(
-    app: App, organization: str, kind: DestinationKind, raw: Mapping[str, Any], credentials: Mapping[str, str]
+    app: App,
+    organization: str | None,
+    kind: DestinationKind,
+    raw: Mapping[str, Any],
+    credentials: Mapping[str, str],
+    *,
+    shared: bool = False,
 ) -> Adapter:
-    """The adapter of a destination of this organization.
+    """The adapter of a destination for the rows of this organization. `shared`: it is vendor-wide.
+
+    Without an organization it can be checked, and nothing else.
 
     Raises:
         LakehouseError: its config is not valid, or it leads where it must not.
@@ -103,5 +111,5 @@ def adapter_of(
     if kind not in COPYING:
         raise DestinationError(f"{kind.value} is not fed by deliveries", retry=Retry.NEVER)
     config = parse_config(kind, dict(raw))
-    owner = Owner(app.settings.installation, organization)
+    owner = Owner(app.settings.installation, organization or "", shared)
     return open_adapter(kind, raw, credentials, owner, way_to(app, organization, config, credentials))

@@ -42,7 +42,9 @@ MUTANTS = (
     mutant(
         "unmarked-target",
         REPLICA,
-        "            if (installation, organization) != (self.owner.installation, self.owner.organization):",
+        "            if installation != self.owner.installation or (\n"
+        "                organization != self.owner.organization and not self.owner.shared\n"
+        "            ):",
         "            if False:",
         f"{SUITE}[POSTGRES_REPLICA-a_foreign_mark_is_refused]",
     ),
@@ -184,5 +186,26 @@ MUTANTS = (
         "last_delivery_at=now, last_error=kept",
         "last_delivery_at=now, last_error=None",
         f"{SUITE}[PARQUET_S3-parity_on_schedule_stands_until_it_is_mended]",
+    ),
+    mutant(
+        "organizations-share-their-sequence",
+        REPLICA,
+        '"SELECT sequence FROM {} WHERE table_name = $1 AND organization = $2{}"',
+        "\"SELECT sequence FROM {} WHERE table_name = $1 AND $2::text <> '' ORDER BY 1 DESC LIMIT 1{}\"",
+        "conformance/test_shared.py::test_every_organization_is_in_one_table[POSTGRES_REPLICA]",
+    ),
+    mutant(
+        "a-filling-takes-other-organizations-away",
+        LAYOUT,
+        'sql.SQL("DELETE FROM {} {}").format(self.versions, self.mine(beyond))',
+        'sql.SQL("DELETE FROM {} WHERE {}").format(self.versions, beyond)',
+        "conformance/test_shared.py::test_every_organization_is_in_one_table[POSTGRES_REPLICA]",
+    ),
+    mutant(
+        "all-organizations-in-ones-own-schema",
+        REPLICA,
+        "        if not alone:",
+        "        if False:",
+        "conformance/test_shared.py::test_it_is_nobodys_else[POSTGRES_REPLICA]",
     ),
 )
