@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from psycopg import sql
 
+from federation.postgres.layout import native_type
 from schemas.canonical import (
     canonical_json,
     decode_json,
@@ -194,6 +195,28 @@ def test_a_table_with_the_lakes_names(postgres: psycopg.Connection[Any]) -> None
     postgres.execute(f"INSERT INTO replica VALUES ({', '.join(['%s'] * len(row))})".encode(), row)
     query = f"SELECT {postgres_text(contract, columns_source=False, alias='r')} FROM replica AS r"
     assert postgres.execute(query.encode()).fetchone() == (vector["text"],)
+
+
+def test_vectors_in_a_replica(postgres: psycopg.Connection[Any]) -> None:
+    """Every vector over the native types of a replica, from values as the lake holds them."""
+    for vector in VECTORS:
+        contract = contract_of(vector["columns"])
+        columns = sql.SQL(", ").join(
+            sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL(native_type(c))) for c in contract.columns
+        )
+        postgres.execute("DROP TABLE IF EXISTS replica")
+        postgres.execute(sql.SQL("CREATE TEMPORARY TABLE replica ({})").format(columns))
+        row = [from_literal(c.type, v, c.source_type) for c, v in zip(contract.columns, vector["values"], strict=True)]
+        casts = sql.SQL(", ").join(
+            sql.SQL("{}::{}").format(sql.Placeholder(), sql.SQL(native_type(c))) for c in contract.columns
+        )
+        postgres.execute(sql.SQL("INSERT INTO replica VALUES ({})").format(casts), row)
+        query = (
+            f"SELECT {postgres_text(contract, columns_source=False, alias='r')}, "
+            f"{postgres_hash(contract, columns_source=False, alias='r')} FROM replica AS r"
+        )
+        found = postgres.execute(query.encode()).fetchone()
+        assert found == (vector["text"], vector["sha256"]), vector["name"]
 
 
 UNHOLDABLE = [
