@@ -65,8 +65,8 @@ class FilesConfig(BaseModel):
     location: Annotated[str, AfterValidator(_location)]
     endpoint: str | None = None
     region: str | None = None
-    max_dates: Annotated[int, Field(ge=1)] = 90
-    """Dates that one step writes at most; a delivery of more is made in several."""
+    max_dates: Annotated[int, Field(ge=1, le=400)] = 90
+    """Dates that one step writes at most, each an open file; a delivery of more is made in several."""
 
 
 CONFIGS: dict[DestinationKind, type[BaseModel]] = {

@@ -162,7 +162,7 @@ def add(
     identifier = uuid.uuid4()
     keys = parse_credentials(chosen, dict(credentials or {}))
     if lake is None or chosen in COPYING:
-        target = check_target(app, organization, chosen, config, keys)
+        target = check_target(app, organization, chosen, config, keys, tables)
     else:
         target = lake_target(lake.warehouse, lake.namespace)
     sealed, version = app.vault.seal(keys, destination_place(organization, identifier)) if keys else (None, None)
@@ -236,7 +236,7 @@ def edit(
         keys = parse_credentials(kind, dict(credentials))
         if kind not in COPYING:
             raise LakehouseError(f"{destination.name}: a {kind.value} destination has no credentials of its own")
-        values["target"] = check_target(app, destination.organization, kind, destination.config, keys)
+        values["target"] = check_target(app, destination.organization, kind, destination.config, keys, tables or ())
         place = destination_place(destination.organization, destination.id)
         values["encrypted_credentials"], values["token_key_version"] = app.vault.seal(keys, place)
     if tables is not None:
@@ -304,12 +304,17 @@ def remove(app: App, destination: Destination) -> None:
 
 
 def check_target(
-    app: App, organization: str | None, kind: DestinationKind, config: Mapping[str, Any], credentials: Mapping[str, str]
+    app: App,
+    organization: str | None,
+    kind: DestinationKind,
+    config: Mapping[str, Any],
+    credentials: Mapping[str, str],
+    tables: Sequence[str],
 ) -> str:
     """What a destination that is fed by deliveries would write to, reached and found to be a place for it.
 
     Raises:
-        LakehouseError: it lies in a lake or is the hot database, is another's, or does not answer.
+        LakehouseError: it lies in a lake or is the hot database, is another's, cannot name a table, or does not answer.
     """
     from federation.files.adapter import FilesAdapter
     from federation.postgres.adapter import PostgresAdapter
@@ -329,6 +334,9 @@ def check_target(
                         "Give it a prefix of its own: maintenance removes from a lake what it does not know.",
                     )
         elif isinstance(adapter, PostgresAdapter):
+            for contract in app.contracts.values():
+                if contract.table in tables or not set(tables) - {ALL_TABLES}:
+                    adapter.layout(contract)
             with app.source.catalog() as catalog:
                 row = catalog.execute(
                     "SELECT extract(epoch FROM pg_postmaster_start_time())::text, oid::text "

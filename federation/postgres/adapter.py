@@ -75,10 +75,18 @@ class PostgresAdapter:
         with self._transaction() as cursor:
             cursor.execute(
                 "SELECT has_database_privilege(current_database(), 'CREATE') "
-                "OR coalesce(has_schema_privilege(to_regnamespace($1), 'CREATE'), false)",
+                "OR coalesce(has_schema_privilege(to_regnamespace($1), 'CREATE'), false), "
+                "has_database_privilege(current_database(), 'TEMPORARY')",
                 (_quoted(self.config.schema_name),),
             )
-            if cursor.fetchone() != (True,):
+            may_create, may_load = cursor.fetchone()
+            if not may_load:
+                raise DestinationError(
+                    f"{self.where}: its user may make no temporary tables, through which rows are loaded",
+                    "GRANT TEMPORARY ON DATABASE: it was taken from PUBLIC, which has it otherwise.",
+                    retry=Retry.MANUAL,
+                )
+            if not may_create:
                 raise DestinationError(
                     f"{self.where}: its user may make no tables there",
                     f"GRANT CREATE ON DATABASE, or make the schema {self.config.schema_name} and GRANT CREATE ON it.",

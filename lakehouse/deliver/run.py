@@ -7,7 +7,7 @@ to the delivery, with the time of its next attempt; other destinations are not h
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from lakehouse.outbox.retry import decide
 from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from sqlalchemy import Engine
 
     from federation.protocol import Adapter, Receipt
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 FILLINGS = 3
 """A resync that a delivery overtook is done so often."""
+PROGRESS_ROWS = 100_000
 
 
 def deliver_claimed(app: App, claimed: ClaimedDelivery) -> LakehouseError | None:
@@ -195,13 +197,25 @@ def _fill(app: App, adapter: Adapter, contract: Contract, organization: str) -> 
     for _ in range(FILLINGS):
         try:
             with range_reader(app, lake) as rows:
-                return adapter.replace(contract, upto, lake.snapshot_id, rows.latest(upto)), lake
+                state = _counted(app, lake, rows.latest(upto))
+                return adapter.replace(contract, upto, lake.snapshot_id, state), lake
         except OvertakenError as error:
             overtaken = error
             # What comes from now on begins where it stands.
             upto = adapter.standing(contract)
             lake = open_lake_table(app, contract, organization, at_least=upto)
     raise overtaken
+
+
+def _counted(app: App, lake: LakeTable, rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows; an event every so many says how far it is."""
+    done = said = 0
+    for batch in rows:
+        yield batch
+        done += batch.num_rows
+        if done - said >= PROGRESS_ROWS:
+            said = done
+            app.events.emit("resync_progress", table=lake.contract.table, organization=lake.organization, rows=done)
 
 
 @dataclass

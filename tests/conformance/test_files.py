@@ -11,8 +11,10 @@ from urllib.parse import urlsplit
 import jq
 import pytest
 
+from federation.config import ConfigError, parse_config
 from federation.kinds import DestinationKind
 from federation.protocol import OvertakenError
+from lakehouse.deliver import run as deliver_run
 from lakehouse.deliver.ranges import open_lake_table, range_reader
 from lakehouse.deliver.run import resync
 from lakehouse.duck import connect
@@ -64,10 +66,20 @@ def test_a_filling_that_is_overtaken_is_done_once_more(stage: Stage, monkeypatch
         return replace(self, contract, sequence, snapshot_id, rows)
 
     monkeypatch.setattr(type(adapter), "replace", overtaken)
+    said: list[dict[str, Any]] = []
+    monkeypatch.setattr(deliver_run, "PROGRESS_ROWS", 4)
+    monkeypatch.setattr(app.events, "emit", lambda event, **fields: said.append({"event": event, **fields}))
     (result,) = resync(app, stage.destination, ["events"])
     adapter.close()
     assert result.error is None and states == [10, 10]
+    assert [e["rows"] for e in said if e["event"] == "resync_progress"] == [10]
     stage.equal()
+
+
+@pytest.mark.parametrize("config", [{"max_dates": 401}, {"max_dates": 0}, {"schema": "x"}, {"prefix": "x"}], ids=str)
+def test_a_config_that_is_refused(kind: DestinationKind, config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(config))):
+        parse_config(kind, {"location": "s3://bucket/prefix"} | config)
 
 
 def test_what_the_page_says_works_when_pasted(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from lakehouse.deliver.ranges import open_lake_table, range_reader
 from lakehouse.deliver.run import resync
 from lakehouse.outbox import tasks
 from lakehouse.worker.worker import Worker
+from schemas.contract import BUILT_IN
 from schemas.errors import LakehouseError, Retry
 from tests.conformance.places import Replica
 from tests.conformance.test_destinations import Stage, house, more_columns, replica, stage
@@ -196,6 +197,25 @@ def add(stage: Stage, **changes: Any) -> None:
         "credentials": stage.place.credentials,
     }
     destinations.add(stage.house.app, **(given | changes))
+
+
+def test_a_name_that_a_replica_would_cut_is_refused_at_once(stage: Stage) -> None:
+    contract = json.loads((BUILT_IN / "events" / "v1.json").read_text()) | {"table": "t" * 63}
+    (stage.folder / contract["table"]).mkdir()
+    (stage.folder / contract["table"] / "v1.json").write_text(json.dumps(contract))
+    stage.house.reopen(CONTRACTS=json.dumps(["builtin", str(stage.folder)]))
+    for tables in ([], ["*"], [contract["table"]]):
+        with pytest.raises(LakehouseError, match="more than 63 bytes"):
+            add(stage, tables=tables)
+    add(stage, tables=["events"])
+
+
+def test_a_user_that_cannot_load_is_refused_at_once(stage: Stage, there: psycopg.Connection[Any]) -> None:
+    name = sql.Identifier(urlsplit(stage.place.credentials["url"]).path.strip("/"))
+    there.execute(sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(name))
+    with pytest.raises(DestinationError, match="no temporary tables") as caught:
+        add(stage)
+    assert caught.value.retry is Retry.MANUAL
 
 
 BAD_URLS = (

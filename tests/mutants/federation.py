@@ -154,7 +154,7 @@ MUTANTS = (
     mutant(
         "credentials-stored-untried",
         "lakehouse/destinations.py",
-        '        values["target"] = check_target(app, destination.organization, kind, destination.config, keys)\n',
+        '        values["target"] = check_target(app, destination.organization, kind, destination.config, keys, tables or ())\n',
         "",
         "conformance/test_replica.py::test_other_credentials_are_tried_before_they_are_stored",
     ),
@@ -207,5 +207,12 @@ MUTANTS = (
         "        if not alone:",
         "        if False:",
         "conformance/test_shared.py::test_it_is_nobodys_else[POSTGRES_REPLICA]",
+    ),
+    mutant(
+        "names-are-found-too-long-at-delivery",
+        "lakehouse/destinations.py",
+        "                    adapter.layout(contract)\n",
+        "                    pass\n",
+        "conformance/test_replica.py::test_a_name_that_a_replica_would_cut_is_refused_at_once",
     ),
 )
