@@ -254,6 +254,20 @@ def test_a_longer_retention_is_read_again_under_the_lock(house: Lakehouse) -> No
         assert hot.execute("SELECT count(*) FROM lakehouse_archive.batches").fetchone() == (0,)
 
 
+def test_content_that_changes_without_a_row_being_touched_is_found_under_the_lock(house: Lakehouse) -> None:
+    allow(house, "org-a")
+    with house.hot() as hot:
+        old_events(hot, "org-a", 1, 5)
+        house.backfill("events")
+        done = archive_once(
+            house,
+            "events",
+            "org-a",
+            between=lambda: hot.execute("ALTER TYPE \"SaaSProvider\" RENAME VALUE 'GITHUB' TO 'OCTO'"),
+        )
+        assert (done.rows, done.kept) == (0, {"changed since it was proven": 5})
+
+
 def test_findings_in_use_stay_and_a_muted_one_is_as_old_as_its_muting(house: Lakehouse) -> None:
     allow(house, "org-a")
     clock = house.clock
