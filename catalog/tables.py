@@ -132,6 +132,20 @@ def ensure_record_table(lake: Lake, name: str, schema: IcebergSchema, descriptio
     return found
 
 
+def open_records(lake: Lake, contract: Contract) -> Table | None:
+    """A record table that has the shape of a contract (`open_record_table`), its schema compared; None: none yet."""
+    table = open_record_table(lake, contract.table)
+    if table is not None:
+        _check_ids(table, contract, allow_missing=False)
+    return table
+
+
+def ensure_records(lake: Lake, contract: Contract) -> Table:
+    """A record table in the shape of a contract, made where it is not there. Idempotent. Raises as `open_records`."""
+    found = open_records(lake, contract)
+    return found if found is not None else _create(lake, contract)
+
+
 def _create(lake: Lake, contract: Contract) -> Table:
     from pyiceberg.exceptions import TableAlreadyExistsError
 

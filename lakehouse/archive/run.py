@@ -21,7 +21,7 @@ from lakehouse.archive.age import read_retention
 from lakehouse.archive.batch import REFERRED, delete_batch
 from lakehouse.archive.candidates import Place, archive_source, read_slice
 from lakehouse.archive.durable import Waiver, read_backing
-from lakehouse.archive.export import export_batches
+from lakehouse.archive.export import export_batches, recover_batches
 from lakehouse.archive.gate import Gate, TableRefused
 from lakehouse.archive.holds import restore_from_lake
 from lakehouse.archive.installation import ArchiveError, connect, note
@@ -195,8 +195,9 @@ class _Run:
         try:
             if not self.dry_run:
                 self.result.holds_restored += len(restore_from_lake(self.app, organization))
+                recover_batches(self.app, organization)
         except LakehouseError as error:
-            # Not knowing every hold, nothing of it may go.
+            # Not knowing every hold, or under which number a batch would come, nothing of it may go.
             self.result.errors[organization] = error
             return
         for name in self.gates.order:

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lakehouse.cli.capture import TableOption, chosen, error_json, open_app
+from lakehouse.cli.capture import TableOption, error_json, open_app
 from lakehouse.cli.output import JsonFlag, print_json, size, stderr, stdout, table
 from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
     from lakehouse.app import App
-    from lakehouse.maintenance.run import MaintenanceResult
-    from schemas.contract import Contract
+    from lakehouse.maintenance.run import Kept, MaintenanceResult
 
 
 def register(app: typer.Typer) -> None:
@@ -37,6 +36,7 @@ def maintain(
     from lakehouse.capture.tombstones import prune_tombstones
     from lakehouse.maintenance.archive import keep_archive
     from lakehouse.maintenance.outbox import prune_outbox
+    from lakehouse.maintenance.run import kept, maintained
     from lakehouse.query import find_tenant, tenants
 
     app = open_app()
@@ -50,25 +50,26 @@ def maintain(
     results: list[MaintenanceResult] = []
     busy: list[str] = []
     names_of = [t.organization for t in wanted] if organization else None
-    for contract in chosen(app, names):
-        done = _one(app, contract, names_of, stop, dry_run=dry_run)
+    tables = maintained(app)
+    for each in [tables[n] if n in tables else kept(app.contract(n)) for n in names] if names else tables.values():
+        done = _one(app, each, names_of, stop, dry_run=dry_run)
         if done is None:
-            busy.append(contract.table)
+            busy.append(each.name)
         else:
             results += done
     pruned: dict[str, int] = {}
-    kept: dict[str, int] = {}
+    records: dict[str, int] = {}
     late: list[LakehouseError] = []
     if not dry_run and not stop.is_set():
         pruned = prune_outbox(app) | prune_tombstones(app)
-        kept, late = keep_archive(app)
+        records, late = keep_archive(app)
     if as_json:
         print_json(
             {
                 "dry_run": dry_run,
                 "tables": [{**r.fields(), "errors": [error_json(e) for e in r.errors]} for r in results],
                 "pruned": pruned,
-                "archive": kept,
+                "archive": records,
                 "errors": [error_json(e) for e in late],
                 "busy": busy,
             }
@@ -97,15 +98,13 @@ def _say_errors(results: list[MaintenanceResult], late: list[LakehouseError], bu
 
 
 def _one(
-    app: App, contract: Contract, organizations: list[str] | None, stop: threading.Event, *, dry_run: bool
+    app: App, each: Kept, organizations: list[str] | None, stop: threading.Event, *, dry_run: bool
 ) -> list[MaintenanceResult] | None:
     """One table, under its task; None: another program maintains it."""
     from lakehouse.maintenance.run import maintain_all
     from lakehouse.outbox import tasks
 
-    task = tasks.claim_named(
-        app.engine, app.leases.owner, app.settings.work.lease_seconds, tasks.MAINTAIN, contract.table
-    )
+    task = tasks.claim_named(app.engine, app.leases.owner, app.settings.work.lease_seconds, tasks.MAINTAIN, each.name)
     if task is None:
         return None
     complete = False
@@ -113,7 +112,7 @@ def _one(
         with app.leases.holding(task.lease):
             results = maintain_all(
                 app,
-                contract,
+                each,
                 organizations,
                 should_stop=lambda: stop.is_set() or task.lease.lost,
                 dry_run=dry_run,

@@ -6,7 +6,7 @@ after a commit reads only what is new.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING
 
 from catalog.errors import lake_errors
 from lakehouse.landing.cursor import read_cursor
-from schemas.lake_columns import CAPTURED_AT, LAKE_COLUMNS, SEQUENCE
+from schemas.lake_columns import CAPTURED_AT, SEQUENCE
 
 if TYPE_CHECKING:
     from pyiceberg.manifest import DataFile, ManifestFile
     from pyiceberg.table import Table
     from pyiceberg.table.snapshots import Snapshot
 
-_ID = {column.name: column.id for column in LAKE_COLUMNS}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class LiveFile:
-    """A data file of a snapshot. `day`: days since 1970, None unpartitioned. `captured_at`: of its newest row."""
+    """A data file of a snapshot. `day`: days since 1970, None unpartitioned. `captured_at`: of its newest row (1970 of
+    records that have no such column)."""
 
     path: str
     bytes: int
@@ -44,6 +44,8 @@ class References:
 
     def __init__(self, table: Table) -> None:
         self.table = table
+        # Records of our own have none of the lake's columns; what they have under the same ids is something else.
+        self._ids = {field.name: field.field_id for field in table.schema().fields}
         self._live: dict[str, list[LiveFile]] = {}
         self._lists: dict[str, list[ManifestFile]] = {}
 
@@ -118,15 +120,15 @@ class References:
                 self._live[manifest.manifest_path] = files
 
     def _entries(self, manifest: ManifestFile) -> list[LiveFile]:
-        return [_live_file(entry.data_file) for entry in manifest.fetch_manifest_entry(self.table.io)]
+        return [_live_file(entry.data_file, self._ids) for entry in manifest.fetch_manifest_entry(self.table.io)]
 
 
-def _live_file(file: DataFile) -> LiveFile:
+def _live_file(file: DataFile, ids: Mapping[str, int]) -> LiveFile:
     from pyiceberg.conversions import from_bytes
     from pyiceberg.types import LongType, TimestamptzType
 
-    newest = (file.upper_bounds or {}).get(_ID[CAPTURED_AT])
-    first = (file.lower_bounds or {}).get(_ID[SEQUENCE])
+    newest = (file.upper_bounds or {}).get(ids.get(CAPTURED_AT, -1))
+    first = (file.lower_bounds or {}).get(ids.get(SEQUENCE, -1))
     micros = from_bytes(TimestamptzType(), newest) if newest is not None else 0
     return LiveFile(
         path=file.file_path,

@@ -12,14 +12,16 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from catalog.errors import lake_errors
-from catalog.tables import open_table
+from catalog.tables import open_record_table, open_table
 from lakehouse.app import App
+from lakehouse.archive import mirror
+from lakehouse.archive.archive_table import ARCHIVE, open_archive
 from lakehouse.archive.holds import KnownHolds
-from lakehouse.archive.mirror import tag_table
 from lakehouse.control import store
 from lakehouse.maintenance import garbage, statistics
 from lakehouse.maintenance.compaction import compact, plan
 from lakehouse.maintenance.expiry import expirable, expire
+from lakehouse.maintenance.records import merge_records
 from lakehouse.maintenance.references import References
 from schemas.contract import Contract
 from schemas.errors import LakehouseError, Retry
@@ -27,7 +29,7 @@ from schemas.errors import LakehouseError, Retry
 if TYPE_CHECKING:
     from pyiceberg.table import Table
 
-    from catalog.lake import LakeAddress
+    from catalog.lake import Lake, LakeAddress
 
 SWEEPS = 6
 """A folder is listed as a whole so often in `orphan_hours`."""
@@ -63,9 +65,43 @@ def _never() -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A lake table that maintenance looks after. `contract`: its shape; None for a few small records of our own."""
+
+    name: str
+    contract: Contract | None
+    open: Callable[[Lake], Table | None]
+
+
+def kept(contract: Contract) -> Kept:
+    """The lake table of a contract."""
+
+    def opened(lake: Lake) -> Table | None:
+        from pyiceberg.exceptions import NoSuchTableError
+
+        lake.check()
+        try:
+            return open_table(lake, contract)
+        except NoSuchTableError:
+            return None
+
+    return Kept(contract.table, contract, opened)
+
+
+KEPT_ARCHIVE = Kept(ARCHIVE.table, ARCHIVE, open_archive)
+KEPT_HOLDS = Kept(mirror.TABLE, None, lambda lake: open_record_table(lake, mirror.TABLE))
+
+
+def maintained(app: App) -> dict[str, Kept]:
+    """What maintenance looks after, by name: every contract's table, and the archive's own two."""
+    own = {k.name: k for k in (KEPT_ARCHIVE, KEPT_HOLDS)}
+    return {name: kept(contract) for name, contract in app.contracts.items()} | own
+
+
 def maintain_all(
     app: App,
-    contract: Contract,
+    table: Kept | Contract,
     organizations: Sequence[str] | None = None,
     *,
     should_stop: Callable[[], bool] = _never,
@@ -77,15 +113,13 @@ def maintain_all(
     for organization in organizations or [lake.organization_id for lake in store.lakes(app.engine)]:
         if should_stop():
             break
-        results.append(
-            maintain_table(app, contract, organization, should_stop=should_stop, dry_run=dry_run, holds=holds)
-        )
+        results.append(maintain_table(app, table, organization, should_stop=should_stop, dry_run=dry_run, holds=holds))
     return results
 
 
 def maintain_table(
     app: App,
-    contract: Contract,
+    table: Kept | Contract,
     organization: str,
     *,
     should_stop: Callable[[], bool] = _never,
@@ -97,9 +131,10 @@ def maintain_table(
     Errors that are understood are in the result; a step's fault does not keep the others from running, unless the
     lake does not answer.
     """
-    result = MaintenanceResult(contract.table, organization)
-    with app.events.unit("maintenance", table=contract.table, organization=organization) as event:
-        _maintain(app, contract, result, should_stop, dry_run, holds or KnownHolds(app))
+    table = table if isinstance(table, Kept) else kept(table)
+    result = MaintenanceResult(table.name, organization)
+    with app.events.unit("maintenance", table=table.name, organization=organization) as event:
+        _maintain(app, table, result, should_stop, dry_run, holds or KnownHolds(app))
         if result.errors:
             result.state = "error"
             event["error"] = result.errors[0].detail[:500]
@@ -109,25 +144,22 @@ def maintain_table(
 
 def _maintain(
     app: App,
-    contract: Contract,
+    table: Kept,
     result: MaintenanceResult,
     should_stop: Callable[[], bool],
     dry_run: bool,
     holds: KnownHolds,
 ) -> None:
-    from pyiceberg.exceptions import NoSuchTableError
-
-    lake = app.lake(result.organization)
     try:
-        lake.check()
-        references = References(open_table(lake, contract))
-    except NoSuchTableError:
-        result.state = "no table"
-        return
+        lake = app.lake(result.organization)
+        opened = table.open(lake)
     except LakehouseError as error:
         result.errors.append(error)
         return
-    run = _Run(app, contract, result, references, lake.address, should_stop, holds)
+    if opened is None:
+        result.state = "no table"
+        return
+    run = _Run(app, table, result, References(opened), lake.address, should_stop, holds)
     steps = [run.preview] if dry_run else [run.hold, run.expire, run.sweep, run.remove, run.merge, run.measure]
     for step in steps:
         if should_stop() and step != run.measure:
@@ -146,7 +178,7 @@ class _Run:
     def __init__(
         self,
         app: App,
-        contract: Contract,
+        table: Kept,
         result: MaintenanceResult,
         references: References,
         address: LakeAddress,
@@ -156,7 +188,8 @@ class _Run:
         self.app = app
         self.engine = app.engine
         self.settings = app.settings.maintenance
-        self.contract = contract
+        self.name = table.name
+        self.contract = table.contract
         self.result = result
         self.references = references
         self.address = address
@@ -165,7 +198,7 @@ class _Run:
         self.held = False
         """The table's tags are those of its holds."""
         self.now = app.clock()
-        self.swept_at = statistics.last_sweep(app.engine, result.organization, contract.table)
+        self.swept_at = statistics.last_sweep(app.engine, result.organization, table.name)
 
     @property
     def table(self) -> Table:
@@ -173,12 +206,12 @@ class _Run:
 
     def hold(self) -> None:
         try:
-            holds = self.holds.on(self.result.organization, self.contract.table)
+            holds = self.holds.on(self.result.organization, self.name)
         except LakehouseError as error:
             # Only expiry waits for it: the other steps need no hot database.
             self.result.errors.append(error)
             return
-        tag_table(self.table, holds)
+        mirror.tag_table(self.table, holds)
         self.held = True
 
     def expire(self) -> None:
@@ -186,7 +219,7 @@ class _Run:
             # A hold that nobody could look up may want one of these snapshots.
             return
         self.result.snapshots_expired = expire(
-            self.engine, self.references, self.result.organization, self.contract.table, self.settings, self.now
+            self.engine, self.references, self.result.organization, self.name, self.settings, self.now
         )
 
     def sweep(self) -> None:
@@ -197,7 +230,7 @@ class _Run:
             self.engine,
             self.references,
             self.result.organization,
-            self.contract.table,
+            self.name,
             oldest=self.now - timedelta(hours=self.settings.orphan_hours),
             now=self.now,
         )
@@ -208,19 +241,24 @@ class _Run:
             self.engine,
             self.references,
             self.result.organization,
-            self.contract.table,
+            self.name,
             noted_before=self.now - timedelta(minutes=self.settings.grace_minutes),
         )
 
     def merge(self) -> None:
         self._refresh()
+        if self.contract is None:
+            self.result.files_merged, self.result.files_written = merge_records(self.references)
+            return
         groups = plan(self.references.live(), self.settings, self.now)
         done = compact(self.references, self.contract, self.result.organization, self.address, groups, self.should_stop)
-        garbage.note(self.engine, self.result.organization, self.contract.table, done.unused, garbage.ORPHAN, self.now)
+        garbage.note(self.engine, self.result.organization, self.name, done.unused, garbage.ORPHAN, self.now)
         self.result.files_merged, self.result.files_written = done.files, done.into
         self.result.rows_merged, self.result.bytes_merged = done.rows, done.bytes
 
     def measure(self) -> None:
+        if self.contract is None:
+            return
         self._refresh()
         measured = statistics.measure(
             self.engine,
@@ -232,14 +270,14 @@ class _Run:
             self.now,
             self.swept_at,
         )
-        statistics.save(self.engine, self.result.organization, self.contract.table, measured)
+        statistics.save(self.engine, self.result.organization, self.name, measured)
         self.result.measured = measured
 
     def preview(self) -> None:
         """What a run would do now; changes nothing."""
-        of = (self.result.organization, self.contract.table)
+        of = (self.result.organization, self.name)
         self.result.snapshots_expired = len(expirable(self.table, self.settings, self.now))
-        groups = plan(self.references.live(), self.settings, self.now)
+        groups = plan(self.references.live(), self.settings, self.now) if self.contract else []
         self.result.files_merged = sum(len(g.files) for g in groups)
         self.result.files_written = len(groups)
         self.result.rows_merged = sum(g.rows for g in groups)

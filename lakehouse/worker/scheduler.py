@@ -115,8 +115,10 @@ class Scheduler:
         plan_deliveries(self.app.engine, tables)
 
     def _maintenance(self) -> None:
+        from lakehouse.maintenance.run import maintained
+
         plan.plan_maintenance(
-            self.app.engine, list(self.app.contracts), self.app.settings.schedule.maintain_every_seconds
+            self.app.engine, list(maintained(self.app)), self.app.settings.schedule.maintain_every_seconds
         )
         plan.plan_parity(self.app.engine, self.app.settings.schedule.parity_every_seconds)
 

@@ -117,6 +117,8 @@ class Worker:
                 self._archive(task)
             elif task.kind == PARITY:
                 self._prove(task)
+            elif task.kind == MAINTAIN:
+                self._maintain(task)
             elif task.table not in self.app.contracts:
                 # A newer program planned it; this one does not know the table.
                 tasks.finish(self.app.engine, task.lease)
@@ -124,10 +126,8 @@ class Worker:
                 result = TableResult(task.table)
                 capture_table(self.app, self.app.contracts[task.table], task, result, due=True)
                 self._not_there_yet(task, result.errors.get(""))
-            elif task.kind == BACKFILL:
-                self._backfill(task, task.table)
             else:
-                self._maintain(task, task.table)
+                self._backfill(task, task.table)
         except Exception as error:  # noqa: BLE001 - noted with the task; the worker goes on
             # Where the work has given the task back already, this changes nothing.
             self._give_back(task, error)
@@ -162,13 +162,18 @@ class Worker:
             run_backfill(self.app, contract, executor, task, result, stopping=self.stop.is_set)
         self._not_there_yet(task, result.errors.get(""))
 
-    def _maintain(self, task: ClaimedTask, table: str) -> None:
-        from lakehouse.maintenance.run import maintain_all
+    def _maintain(self, task: ClaimedTask) -> None:
+        from lakehouse.maintenance.run import maintain_all, maintained
 
+        known = maintained(self.app)
+        if task.table not in known:
+            # A newer program planned it; this one does not know the table.
+            tasks.finish(self.app.engine, task.lease)
+            return
         with self.app.leases.holding(task.lease):
             results = maintain_all(
                 self.app,
-                self.app.contracts[table],
+                known[task.table],
                 should_stop=lambda: self.stop.is_set() or task.lease.lost,
             )
         self._give_back(task, next((e for r in results for e in r.errors), None))

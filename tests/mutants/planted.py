@@ -1,8 +1,15 @@
-"""Every planted defect, by the part of the product that it is in."""
+"""Every defect that `make mutants` plants, in the order of docs/correctness.md."""
 
 from __future__ import annotations
 
-from tests.mutants import archive, capture, federation, landing, work
+from tests.mutants import archive, archived, capture, federation, landing, work
 from tests.mutants.mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*capture.MUTANTS, *landing.MUTANTS, *work.MUTANTS, *federation.MUTANTS, *archive.MUTANTS)
+MUTANTS: tuple[Mutant, ...] = (
+    *capture.MUTANTS,
+    *landing.MUTANTS,
+    *work.MUTANTS,
+    *federation.MUTANTS,
+    *archive.MUTANTS,
+    *archived.MUTANTS,
+)
