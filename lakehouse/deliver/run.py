@@ -119,7 +119,7 @@ def _round(
     names = {d.id: d.name for d in chosen}
     done = 0
     plan_deliveries(app.engine, tables, early=True, destinations=list(names), step=step)
-    for claimed in deliveries.claim(
+    mine = deliveries.claim(
         app.engine,
         app.leases.owner,
         app.settings.work.lease_seconds,
@@ -128,14 +128,17 @@ def _round(
         limit=1000,
         early=True,
         destinations=list(names),
-    ):
-        key = (claimed.destination, claimed.organization, claimed.table)
-        result = results.setdefault(key, Delivered(names[claimed.destination], claimed.organization, claimed.table))
-        result.error = deliver_claimed(app, claimed)
-        if result.error is None:
-            done += 1
-            result.sequence = claimed.sequence_upto
-            result.deliveries += 1
+    )
+    # From now on: the last one's lease would run out while the first ones are delivered.
+    with app.leases.holding(*(claimed.lease for claimed in mine)):
+        for claimed in mine:
+            key = (claimed.destination, claimed.organization, claimed.table)
+            result = results.setdefault(key, Delivered(names[claimed.destination], claimed.organization, claimed.table))
+            result.error = deliver_claimed(app, claimed)
+            if result.error is None:
+                done += 1
+                result.sequence = claimed.sequence_upto
+                result.deliveries += 1
     return done
 
 

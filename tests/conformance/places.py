@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
@@ -14,8 +15,32 @@ import psycopg
 from psycopg import sql
 
 from federation.kinds import DestinationKind
+from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.embedded.s3 import EmbeddedS3
 from tests.faults.proxy import Fault, HttpProxy
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a destination is given: its config, and credentials that may do everything there."""
+
+    config: dict[str, Any]
+    credentials: dict[str, str]
+
+    def within(self, organization: str) -> Target:
+        """A place of this organization's own beside others', in the same database or bucket."""
+        key = "schema" if "schema" in self.config else "location"
+        separator = "_" if key == "schema" else "/"
+        return replace(self, config=self.config | {key: f"{self.config[key]}{separator}{organization}"})
+
+
+def new_target(kind: DestinationKind, postgres: EmbeddedPostgres, s3: EmbeddedS3) -> Target:
+    """A fresh database or bucket on the session's servers, which go with them."""
+    tag = secrets.token_hex(4)
+    if kind is DestinationKind.POSTGRES_REPLICA:
+        return Target({"schema": "copy", "history": True}, {"url": postgres.create_database(f"copy_{tag}")})
+    keys = {"access_key_id": s3.access_key, "secret_access_key": s3.secret_key}
+    return Target({"location": f"s3://{s3.create_bucket(f'copy-{tag}')}/files", "endpoint": s3.endpoint}, keys)
 
 
 class Place(Protocol):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -16,6 +14,7 @@ from lakehouse.deliver.parity import parity
 from lakehouse.deliver.run import deliver_now
 from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.embedded.s3 import EmbeddedS3
+from tests.conformance.places import new_target
 from tests.support import Lakehouse, host_tables, insert_events, s3_variables
 
 
@@ -29,21 +28,12 @@ def house(postgres_url: str, s3: EmbeddedS3, bucket: str) -> Iterator[Lakehouse]
     lakehouse.close()
 
 
-def target(kind: DestinationKind, postgres: EmbeddedPostgres, s3: EmbeddedS3) -> tuple[dict[str, Any], dict[str, str]]:
-    """Config and credentials of a fresh target."""
-    tag = secrets.token_hex(4)
-    if kind is DestinationKind.POSTGRES_REPLICA:
-        return {"schema": "copy", "history": True}, {"url": postgres.create_database(f"copy_{tag}")}
-    keys = {"access_key_id": s3.access_key, "secret_access_key": s3.secret_key}
-    return {"location": f"s3://{s3.create_bucket(f'copy-{tag}')}/files", "endpoint": s3.endpoint}, keys
-
-
 @pytest.mark.parametrize("failpoint", ["delivery.claimed", "delivery.delivered"])
 @pytest.mark.parametrize("kind", sorted(COPYING))
 def test_killed_in_a_delivery(
     house: Lakehouse, postgres_server: EmbeddedPostgres, s3: EmbeddedS3, kind: DestinationKind, failpoint: str
 ) -> None:
-    config, credentials = target(kind, postgres_server, s3)
+    target = new_target(kind, postgres_server, s3)
     with house.hot() as hot:
         insert_events(hot, "org-a", 1, 10)
         house.backfill("events")
@@ -52,11 +42,11 @@ def test_killed_in_a_delivery(
             organization="org-a",
             kind=kind.value,
             name="there",
-            config=config,
+            config=target.config,
             tables=["events"],
             cadence_seconds=900,
             table_cadences={},
-            credentials=credentials,
+            credentials=target.credentials,
         )
         for step in (1, 2):
             done = house.run("deliver", failpoints=f"{failpoint}=kill", check=None)

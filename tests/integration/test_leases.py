@@ -11,13 +11,17 @@ import pytest
 from sqlalchemy import text
 
 from federation.kinds import DestinationKind
+from lakehouse import destinations
 from lakehouse.control import landings, store
+from lakehouse.embedded.postgres import EmbeddedPostgres
+from lakehouse.embedded.s3 import EmbeddedS3
 from lakehouse.outbox import deliveries, tasks
 from lakehouse.outbox.lease import Lease, LeaseKeeper, LeaseLostError
 from lakehouse.outbox.retry import Decision
 from lakehouse.outbox.tasks import CAPTURE
 from lakehouse.result import TableResult
 from lakehouse.sync import LakeTables, capture_table, land_all
+from tests.conformance.places import new_target
 from tests.support import Lakehouse, host_tables, insert_events, local_variables
 
 LANDING = (DestinationKind.ICEBERG_S3,)
@@ -237,3 +241,47 @@ def test_a_delivery_of_a_table_that_no_contract_knows_is_left_alone(
         staged_and_left(house, monkeypatch)
     run_out(house, "warehouse_deliveries")
     assert deliveries.claim(house.app.engine, "w", 30, kinds=LANDING, tables=["findings"]) == []
+
+
+def test_deliveries_that_are_claimed_at_once_are_kept_until_their_turn(
+    house: Lakehouse, postgres_server: EmbeddedPostgres, s3: EmbeddedS3, tmp_path: Path
+) -> None:
+    house.reopen(
+        EGRESS__ALLOW='["127.0.0.1"]', SECRETS__KEYS='{"v1": "hex:' + "ab" * 32 + '"}', WORK__LEASE_SECONDS="3"
+    )
+    with house.hot() as hot:
+        insert_events(hot, "org-a", 1, 3)
+    house.backfill("events")
+    place = new_target(DestinationKind.POSTGRES_REPLICA, postgres_server, s3)
+    for name in ("first", "second"):
+        target = place.within(name)
+        destinations.add(
+            house.app,
+            organization="org-a",
+            kind="POSTGRES_REPLICA",
+            name=name,
+            config=target.config,
+            tables=EVENTS,
+            cadence_seconds=900,
+            table_cadences={},
+            credentials=target.credentials,
+        )
+    marker = tmp_path / "the first one takes long"
+    program = house.start("deliver", failpoints=f"delivery.claimed=hold:{marker}@1")
+    try:
+        while not marker.exists():
+            assert program.poll() is None, program.communicate()
+            threading.Event().wait(0.05)
+        with house.app.engine.connect() as connection:
+            # Longer than the lease that both of them were claimed with.
+            connection.execute(text("SELECT pg_sleep(4)"))
+        marker.unlink()
+        stdout, stderr = program.communicate(timeout=60)
+    finally:
+        program.kill()
+    assert program.returncode == 0, (stdout, stderr)
+    with house.app.engine.connect() as connection:
+        rows = connection.execute(
+            text("SELECT status, attempts, takeovers FROM warehouse_deliveries WHERE window_id IS NULL")
+        ).all()
+    assert [tuple(row) for row in rows] == [("DELIVERED", 1, 0)] * 2

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.mutants.mutant import mutant
 
 LAYOUT = "federation/postgres/layout.py"
 REPLICA = "federation/postgres/adapter.py"
 FILES = "federation/files/adapter.py"
 SUITE = "conformance/test_destinations.py::test_conformance"
+PROPERTY = "property/test_capture_random.py::test_random_writers_lose_nothing_and_double_nothing[xmin]"
+KILLS = "crash/test_random_kills.py::test_killed_at_random_while_everything_goes_on"
+EVERYWHERE = ("older-over-newer", "tombstone-physically-deleted", "unmarked-target", "range-by-snapshot")
+"""Planted again for each of the suites in which everything goes on at once."""
 
-MUTANTS = (
+DELIVERED = (
     mutant(
         "older-over-newer",
         LAYOUT,
@@ -24,6 +30,13 @@ MUTANTS = (
         "            self._run(cursor, sql.SQL(\"DELETE FROM {} WHERE _op = 'delete'\").format(layout.versions))\n"
         "            self._stand(cursor, layout, delivery.upto, delivery.snapshot_id)\n",
         "conformance/test_replica.py::test_an_older_version_that_comes_late_changes_nothing",
+    ),
+    mutant(
+        "the-oldest-of-a-batch",
+        LAYOUT,
+        '"ORDER BY {identity}, {sequence} DESC ON CONFLICT',
+        '"ORDER BY {identity}, {sequence} ON CONFLICT',
+        PROPERTY,
     ),
     mutant(
         "a-delivery-without-its-gap",
@@ -215,4 +228,11 @@ MUTANTS = (
         "                    pass\n",
         "conformance/test_replica.py::test_a_name_that_a_replica_would_cut_is_refused_at_once",
     ),
+)
+
+MUTANTS = DELIVERED + tuple(
+    replace(planted, name=f"{planted.name}-{suite}", tests=(test,))
+    for planted in DELIVERED
+    if planted.name in EVERYWHERE
+    for suite, test in (("under-writers", PROPERTY), ("under-kills", KILLS))
 )

@@ -1,4 +1,4 @@
-"""Every defect that `make mutants` plants, in the order of docs/correctness.md."""
+"""Every planted defect, by the part of the product that it is in."""
 
 from __future__ import annotations
 

@@ -45,6 +45,13 @@ MUTANTS = (
         f"{LEASES}::test_a_stale_worker_neither_fails_nor_abandons_a_delivery",
     ),
     mutant(
+        "claimed-and-not-kept",
+        "lakehouse/deliver/run.py",
+        "    with app.leases.holding(*(claimed.lease for claimed in mine)):",
+        "    if mine:",
+        f"{LEASES}::test_deliveries_that_are_claimed_at_once_are_kept_until_their_turn",
+    ),
+    mutant(
         "a-window-recorded-without-its-lease",
         "lakehouse/control/landings.py",
         "    with engine.begin() as connection:\n        guard_task(connection, lease)\n"
