@@ -46,6 +46,7 @@ NAMES: dict[str, str] = {
     "maintain.after_commit": "merged files are committed, nothing is measured",
     "delivery.claimed": "a delivery is claimed, its destination was not asked",
     "delivery.delivered": "the destination holds the range, nothing is acknowledged",
+    "recall.table_filled": "recalled rows are in their table, nothing is proven or committed",
     "keys.row_rotated": "one stored credential is written under the new key, others are not",
 }
 """Every failpoint and what holds when it is passed. A name that is not here cannot be armed or passed."""

@@ -137,13 +137,23 @@ def connect(app: App) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
         ArchiveError: the schema is not there, or newer than this program.
         SourceError: the database does not answer or refuses.
     """
-    with _open(app) as connection:
-        version = _version(connection)
-        if version is None:
+    with connect_if_installed(app) as connection:
+        if connection is None:
             raise ArchiveError(
                 "the archive was never set up in this database",
                 "Run `lakehouse archive enable --organization …` once; it makes the schema lakehouse_archive.",
             )
+        yield connection
+
+
+@contextmanager
+def connect_if_installed(app: App) -> Iterator[psycopg.Connection[tuple[Any, ...]] | None]:
+    """As `connect`; None where the archive was never set up, which is no fault of who only looks after it."""
+    with _open(app) as connection:
+        version = _version(connection)
+        if version is None:
+            yield None
+            return
         _check(version)
         yield connection
 
@@ -237,6 +247,11 @@ def _open(app: App) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
     try:
         with connection:
             yield connection
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise ArchiveError(
+            f"the archive's user may not do this: {error.diag.message_primary}",
+            "Set LAKEHOUSE_ARCHIVE__URL to the user that owns the schema lakehouse_archive. It was undone.",
+        ) from error
     except psycopg.OperationalError as error:
         raise _broke_off(error) from error
 

@@ -23,6 +23,7 @@ from lakehouse.cli import (
     prepare,
     quarantine,
     read,
+    recall,
     run,
     setup,
 )
@@ -40,6 +41,7 @@ setup.register(app)
 capture.register(app)
 prepare.register(app)
 read.register(app)
+recall.register(app)
 run.register(app)
 destinations.register(app)
 deliver.register(app)

@@ -32,9 +32,9 @@ MUTANTS = (
     mutant(
         "decimals-through-a-double",
         "lakehouse/capture/projection.py",
-        "    if column.type.name in (\"string\", \"json\", \"decimal\"):\n        return sql.SQL(\"{}::text\").format(source)",
-        "    if column.type.name == \"decimal\":\n        return sql.SQL(\"{}::float8::text\").format(source)\n"
-        "    if column.type.name in (\"string\", \"json\"):\n        return sql.SQL(\"{}::text\").format(source)",
+        '    if column.type.name in ("string", "json", "decimal"):\n        return sql.SQL("{}::text").format(source)',
+        '    if column.type.name == "decimal":\n        return sql.SQL("{}::float8::text").format(source)\n'
+        '    if column.type.name in ("string", "json"):\n        return sql.SQL("{}::text").format(source)',
         "integration/test_types.py::test_every_type_and_edge_value_comes_back_as_it_was",
     ),
     mutant(
