@@ -236,7 +236,9 @@ def edit(
         keys = parse_credentials(kind, dict(credentials))
         if kind not in COPYING:
             raise LakehouseError(f"{destination.name}: a {kind.value} destination has no credentials of its own")
-        values["target"] = check_target(app, destination.organization, kind, destination.config, keys, tables or ())
+        values["target"] = check_target(
+            app, destination.organization, kind, destination.config, keys, tables or destination.tables
+        )
         place = destination_place(destination.organization, destination.id)
         values["encrypted_credentials"], values["token_key_version"] = app.vault.seal(keys, place)
     if tables is not None:

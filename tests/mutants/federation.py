@@ -167,7 +167,7 @@ DELIVERED = (
     mutant(
         "credentials-stored-untried",
         "lakehouse/destinations.py",
-        '        values["target"] = check_target(app, destination.organization, kind, destination.config, keys, tables or ())\n',
+        '        values["target"] = check_target(\n            app, destination.organization, kind, destination.config, keys, tables or destination.tables\n        )\n',
         "",
         "conformance/test_replica.py::test_other_credentials_are_tried_before_they_are_stored",
     ),
