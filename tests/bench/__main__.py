@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from tests.bench import backfill, deliver, document, freshness, goals, landings, start, windows
+from tests.bench import archive, backfill, deliver, document, freshness, goals, landings, start, windows
 from tests.bench.peers import beside
 from tests.bench.world import ROOT, World, open_world, scalar
 
@@ -38,6 +38,7 @@ def _parts(arguments: argparse.Namespace, kept: dict[str, Any]) -> dict[str, Cal
         "windows": lambda world, say: windows.run(world, rows * 5 // 2, rounds, say),
         "freshness": lambda world, say: freshness.run(world, min(rows, 100_000), arguments.seconds, say),
         "deliver": lambda world, say: deliver.run(world, rows // 10, rounds, say),
+        "archive": lambda world, say: archive.run(world, rows // 10, rounds, arguments.lake_rows, say),
         "landings": lambda world, say: landings.run(world, arguments.windows, say),
     }
 
@@ -62,12 +63,18 @@ def _say(line: str) -> None:
 def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="make bench", description=(__doc__ or "").splitlines()[0])
-    names = ("backfill", "peers", "start", "windows", "freshness", "deliver", "landings")
+    names = ("backfill", "peers", "start", "windows", "freshness", "deliver", "archive", "landings")
     parser.add_argument("--only", action="append", choices=names, help="measure this part; repeat for more")
     parser.add_argument("--rows", type=int, default=2_000_000, help="events in the table")
     parser.add_argument("--rounds", type=int, default=3, help="of which the median counts")
     parser.add_argument("--seconds", type=int, default=60, help="for how long freshness is probed")
     parser.add_argument("--windows", type=int, default=2000, help="how many landings")
+    parser.add_argument(
+        "--lake-rows",
+        type=lambda text: [int(n) for n in text.split(",")],
+        default=[1_000_000, 2_000_000],
+        help="sizes of the lake at which rows are proven; for the whole figure 1000000,10000000,50000000",
+    )
     parser.add_argument("--postgres", help="URL of a superuser on a server that may be used for this")
     parser.add_argument("--no-document", action="store_true", help="print the figures and write nothing")
     arguments = parser.parse_args()

@@ -60,6 +60,7 @@ def text(figures: dict[str, Any]) -> str:
         ("windows", _windows),
         ("freshness", _freshness),
         ("deliver", _deliver),
+        ("archive", _archive),
         ("landings", _landings),
     ):
         if found := figures.get(name):
@@ -335,6 +336,40 @@ def _deliver(found: dict[str, Any]) -> str:
         f"## Delivery\n\n{found['rows']:,} events from the lake into an empty destination, from the start of the "
         "program; beside it `COPY FROM` of the same rows into a bare table, and DuckDB writing them to one "
         "local file.\n\n" + _table(("", "rows/s", "peak memory, MB"), rows)
+    )
+
+
+def _archive(found: dict[str, Any]) -> str:
+    speed, price = found["speed"], found["price"]
+    rows = [
+        (
+            f"**{goals.ARCHIVED}**, with proof, tombstones and receipts",
+            speed["archived_per_second"],
+            f"{speed['ratio']:.2f}",
+            goals.of_row("archive", found, goals.ARCHIVED),
+        ),
+        ("`DELETE … RETURNING id`", speed["deleted_per_second"], "1.00", ""),
+    ]
+    marks = [
+        (
+            m["lake_rows"],
+            m["files"],
+            m["files_read"],
+            m["read_us"],
+            m["proof_us"],
+            goals.of_row("archive", found, f"{m['lake_rows']:,} rows"),
+        )
+        for m in price["marks"]
+    ]
+    return (
+        f"## The cold tier\n\n{found['rows']:,} events of one organization leave the hot table, in batches of "
+        f"{speed['batch_rows']:,}; medians of {found['rounds']} rounds. A batch's transaction took "
+        f"{speed['batch_p50_ms']} ms (p50), {speed['batch_p99_ms']} ms (p99), {speed['batch_longest_ms']} ms at most, "
+        f"of {speed['batches']}.\n\n"
+        + _table(("", "rows/s", "of a plain delete", "goals"), rows)
+        + f"\nThe price of proving a row, with {price['candidates']:,} candidates in one read: the hot table gives "
+        "key, version and hash; the proof plans, reads and hashes the lake's files.\n\n"
+        + _table(("rows in the lake", "files", "files read", "hot, µs a row", "proof, µs a row", "goals"), marks)
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 INGESTR, DLT = 1.4, 3.0
 LANDING_RATIO = 1.2
+ARCHIVED = "archived"
 EMPTY_START, CHANGED_START = "s, nothing to do", "s, changed rows"
 EMPTY_WINDOW, CHANGED_WINDOW = "ms, empty", "ms, changed rows"
 
@@ -86,11 +87,20 @@ def _landings(found: dict[str, Any]) -> Iterator[Judged]:
     yield Judged("landings", "landing", "times the first", LANDING_RATIO, found["landing"]["ratio"], at_most=True)
 
 
+def _archive(found: dict[str, Any]) -> Iterator[Judged]:
+    speed, price = found["speed"], found["price"]
+    yield Judged("archive", ARCHIVED, "of a plain DELETE", 0.25, speed["ratio"], at_most=False)
+    yield Judged("archive", ARCHIVED, "ms, p99 of a batch", 1000, speed["batch_p99_ms"], at_most=True)
+    last = f"{price['marks'][-1]['lake_rows']:,} rows"
+    yield Judged("archive", last, "times the smallest lake's", 1.5, price["ratio"], at_most=True)
+
+
 _PARTS = {
     "backfill": _backfill,
     "peers": _peers,
     "start": _start,
     "windows": _windows,
     "freshness": _freshness,
+    "archive": _archive,
     "landings": _landings,
 }
