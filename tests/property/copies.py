@@ -176,11 +176,12 @@ class Copies:
                 assert not result.errors, result.errors
         for one in self.all():
             destinations.set_status(app, one, DestinationStatus.ACTIVE)
-        errors = [r.error for r in deliver_now(app, self.all(), NAMES)]
+        results = deliver_now(app, self.all(), NAMES)
         while wait is not None and any(d.open_deliveries for d in self.all()):
             wait()
-            errors = [r.error for r in deliver_now(app, self.all(), NAMES)]
-        assert not any(errors), errors
+            results = deliver_now(app, self.all(), NAMES)
+        assert not any(r.error for r in results), results
+        self.events["deliveries"] += sum(r.deliveries for r in results)
         self.events["equal in the end"] = self._prove(self.all())
         for one in self.all():
             if one.kind == DestinationKind.POSTGRES_REPLICA.value:
