@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench mutants check format lock docs clean
+.PHONY: help demo test bench mutants proof check format lock docs clean
 
 help: ## List the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ bench: $(READY) ## Measure every part and write docs/benchmarks.md (ARGS="--only
 
 mutants: $(READY) ## Plant each defect of docs/correctness.md; fail unless tests catch them all (ARGS="--list")
 	@$(BIN)/python -m tests.mutants $(ARGS)
+
+proof: $(READY) ## Property and crash suites at full size, with new seeds (ARGS="--runs 10", "--minutes 20")
+	@$(BIN)/python -m tests.proof $(ARGS)
 
 check: $(READY) ## Only the static checks: ruff, mypy, layers
 	@$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from catalog.tables import open_table
+from lakehouse.control import store
 from lakehouse.duck import column_type, connect, lake_relation, quoted
 from lakehouse.landing.cursor import read_cursor
 from lakehouse.landing.held import unreadable
@@ -38,10 +39,14 @@ class LakeTable:
     table: Table
     sequence: int
     snapshot_id: int
+    """0 where the table was backfilled and has had no row yet: then there is no snapshot."""
 
     @property
     def relation(self) -> str:
         """SQL that reads its whole history, at this metadata file."""
+        if not self.snapshot_id:
+            nothing = ", ".join(f"NULL::{column_type(c)} AS {quoted(c.name)}" for c in lake_fields(self.contract))
+            return f"(SELECT {nothing} WHERE false)"
         relation = lake_relation(self.table.metadata_location)
         # A contract's new column is in the lake from the next landing on.
         held = {field.name for field in self.table.schema().fields}
@@ -69,6 +74,11 @@ def open_lake_table(app: App, contract: Contract, organization: str, *, at_least
             f"{lake.namespace}.{contract.table}: not in the lake yet", "Run `lakehouse backfill`.", retry=Retry.TIMED
         ) from error
     cursor, snapshot = read_cursor(table), table.current_snapshot()
+    if cursor is None and snapshot is None:
+        known = store.cursors(app.engine, contract.table).get(organization)
+        if known is not None and known.sequence == 0:
+            check_reaches(table, 0, at_least)
+            return LakeTable(contract, organization, table, 0, 0)
     if cursor is None or snapshot is None or not cursor.complete:
         raise LakehouseError(
             f"{lake.namespace}.{contract.table}: holds no complete history yet",

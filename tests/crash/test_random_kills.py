@@ -7,6 +7,7 @@ version landed twice, each key's versions are in the order in which they were co
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import secrets
@@ -124,7 +125,14 @@ def test_killed_at_random_while_everything_goes_on(
         delivered, takeovers = connection.execute(
             text("SELECT count(*) FILTER (WHERE window_id IS NULL), sum(takeovers) FROM warehouse_deliveries")
         ).one()
+        windows = connection.scalar(text("SELECT count(*) FROM windows"))
+    done = {
+        "windows": windows,
+        "deliveries": delivered,
+        "equal_destinations": copies.events["equal in the end"],
+    }
     sys.stdout.write(
+        f"figures {json.dumps(done)}\n"
         f"{kills} kills, {world.transactions} transactions, {world.versions} versions, {versions} of them in the lake, "
         f"{landings(house)} landings, {delivered} deliveries, {takeovers} of both taken over\n"
         f"destinations: {dict(copies.events)}\n"
