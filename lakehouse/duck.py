@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _memory = "1GB"
 _LOCK = threading.Lock()
 EXTENSIONS = ("icu", "avro", "httpfs", "iceberg")  # iceberg needs avro and httpfs loaded before it
+FILES_ONLY = ("icu", "httpfs")
+"""For who reads Parquet files that it names itself: iceberg and avro take longer to load than one file to read."""
 
 
 def extension_path(name: str) -> Path:
@@ -57,14 +59,17 @@ def bound_memory(limit: str) -> None:
 
 
 @contextmanager
-def connect(lakes: Iterable[LakeAddress], *, private: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+def connect(
+    lakes: Iterable[LakeAddress], *, private: bool = False, extensions: tuple[str, ...] = EXTENSIONS
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection that can read these lakes' Iceberg tables.
 
     Connections of one process share one engine, so its memory is bounded once; temporary tables and registered
-    streams are each connection's own. `private`: an engine of its own, for statements that make schemas.
+    streams are each connection's own. `private`: an engine of its own, for statements that make schemas, with these
+    `extensions`.
     """
     if private:
-        with tempfile.TemporaryDirectory(dir=spill_folder()) as spill, _open(spill) as connection:
+        with tempfile.TemporaryDirectory(dir=spill_folder()) as spill, _open(spill, extensions) as connection:
             for lake in lakes:
                 _admit(connection, lake)
             yield connection
@@ -99,7 +104,18 @@ def _shared() -> duckdb.DuckDBPyConnection:
     return _open(str(spill_folder() / "shared"))
 
 
-def _open(spill: str) -> duckdb.DuckDBPyConnection:
+def confine(connection: duckdb.DuckDBPyConnection, folders: Iterable[str]) -> None:
+    """From now on a private engine reads files below these folders (addresses) and no others, for good.
+
+    For statements of which a part was written by a person. What it spills it may still write.
+    """
+    allowed = ", ".join(literal(plain_path(folder).rstrip("/") + "/") for folder in folders)
+    connection.execute(f"SET allowed_directories = [{allowed}]")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+
+
+def _open(spill: str, extensions: tuple[str, ...] = EXTENSIONS) -> duckdb.DuckDBPyConnection:
     import duckdb
 
     connection = duckdb.connect(
@@ -113,7 +129,7 @@ def _open(spill: str) -> duckdb.DuckDBPyConnection:
             "enable_external_file_cache": "false",
         }
     )
-    for name in EXTENSIONS:
+    for name in extensions:
         connection.execute(f"LOAD {literal(str(extension_path(name)))}")
     # After LOAD: the setting belongs to the icu extension.
     connection.execute("SET TimeZone = 'UTC'")

@@ -53,6 +53,7 @@ NAMES: dict[str, str] = {
     "archive.tombstones_written": "a batch's tombstones and receipt are written, its rows are not deleted",
     "archive.before_commit": "a batch's rows are deleted, nothing is committed",
     "archive.after_commit": "a batch is committed, nobody was told",
+    "recall.table_filled": "recalled rows are in their table, nothing is proven or committed",
     "keys.row_rotated": "one stored credential is written under the new key, others are not",
 }
 """Every failpoint and what holds when it is passed. A name that is not here cannot be armed or passed."""

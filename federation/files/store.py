@@ -6,6 +6,7 @@ PUT fence two writers of one manifest. Source: docs.aws.amazon.com/AmazonS3/late
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,8 @@ from urllib.parse import urlsplit
 from federation.protocol import DestinationError
 from schemas.errors import Retry
 
+_ONE_PUT = 5 * 1024**3
+"""Bytes of the largest object that S3 takes in one request."""
 _GONE = {"NoSuchKey", "404", "NotFound"}
 _LOST = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 _REFUSED = {
@@ -41,6 +44,12 @@ class DamagedError(DestinationError):
     def __init__(self, what: str, etag: str) -> None:
         super().__init__(what, "Somebody changed it: run `lakehouse destinations resync` for it.")
         self.etag = etag
+
+
+class ObjectExistsError(DestinationError):
+    """There is an object of that name: nothing was written."""
+
+    retry = Retry.MANUAL
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,51 @@ class Store:
         with self._errors(name):
             self._client.upload_fileobj(file, self.bucket, self._key(name))
 
+    def exists(self, name: str) -> bool:
+        """Whether there is such an object.
+
+        Raises:
+            DestinationError: the storage does not answer or refuses.
+        """
+        from botocore.exceptions import ClientError
+
+        with self._errors(name):
+            try:
+                self._client.head_object(Bucket=self.bucket, Key=self._key(name))
+            except ClientError as error:
+                if _code(error) in _GONE:
+                    return False
+                raise
+        return True
+
+    def create(self, name: str, file: BinaryIO) -> None:
+        """Put a file whole where no object is, which the storage itself sees to up to the size of one PUT.
+
+        Raises:
+            ObjectExistsError: there is one; it stays as it is.
+            DestinationError: the storage does not answer or refuses.
+        """
+        from botocore.exceptions import ClientError
+
+        start = file.tell()
+        size = file.seek(0, io.SEEK_END) - start
+        file.seek(start)
+        taken = ObjectExistsError(f"{self.url(name)}: is there already", "Nothing was written.")
+        if size > _ONE_PUT:
+            if self.exists(name):
+                raise taken
+            self.put(name, file)
+            return
+        with self._errors(name):
+            try:
+                self._client.put_object(
+                    Bucket=self.bucket, Key=self._key(name), Body=file, ContentLength=size, IfNoneMatch="*"
+                )
+            except ClientError as error:
+                if _code(error) in _LOST:
+                    raise taken from None
+                raise
+
     def delete(self, name: str) -> None:
         """Delete an object; one that is gone is well.
 
@@ -168,7 +222,7 @@ class Store:
         self._client.close()
 
     def _key(self, name: str) -> str:
-        return f"{self.prefix}/{name}"
+        return f"{self.prefix}/{name}" if self.prefix else name
 
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:

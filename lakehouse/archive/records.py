@@ -124,14 +124,31 @@ def moment(value: datetime | None) -> str | None:
     return None if value is None else value.astimezone(UTC).isoformat(timespec="microseconds")
 
 
+class ContentDigest:
+    """`content_digest` of rows that come in order of their keys' bytes: any number of them, in little memory."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self.rows = 0
+
+    def add(self, hashes: Iterable[str]) -> None:
+        """The canonical hashes of the next rows."""
+        for row_hash in hashes:
+            self._digest.update(f"{row_hash}\n".encode())
+            self.rows += 1
+
+    def hexdigest(self) -> str:
+        """Of the rows so far."""
+        return self._digest.hexdigest()
+
+
 def content_digest(rows: Iterable[tuple[str, str]]) -> str:
     """SHA-256 over (key text, canonical hash of the row) pairs: the hashes, a line each, in order of the keys' bytes.
 
     The canonical hash (docs/canonical-row.md) is unkeyed, so a stranger can compute this from the lake alone.
     """
-    digest = hashlib.sha256()
-    for _, row_hash in sorted(rows, key=lambda pair: pair[0].encode()):
-        digest.update(f"{row_hash}\n".encode())
+    digest = ContentDigest()
+    digest.add(row_hash for _, row_hash in sorted(rows, key=lambda pair: pair[0].encode()))
     return digest.hexdigest()
 
 

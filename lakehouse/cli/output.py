@@ -115,15 +115,15 @@ def duration(seconds: float | None) -> str:
 
 
 def parse_duration(text: str, option: str) -> float:
-    """Seconds from what a person writes: 500ms, 5s, 2m, 1h.
+    """Seconds from what a person writes: 500ms, 5s, 2m, 1h, 30d.
 
     Raises:
         LakehouseError: it is not a length of time above zero.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)", text)
-    seconds = float(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", text)
+    seconds = float(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else 0
     if seconds <= 0:
-        raise LakehouseError(f"{option} {text}: not a length of time above zero", "Write 500ms, 5s, 2m or 1h.")
+        raise LakehouseError(f"{option} {text}: not a length of time above zero", "Write 500ms, 5s, 2m, 1h or 30d.")
     return seconds
 
 

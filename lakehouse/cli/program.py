@@ -25,6 +25,7 @@ from lakehouse.cli import (
     prepare,
     quarantine,
     read,
+    recall,
     receipts,
     run,
     setup,
@@ -43,6 +44,7 @@ setup.register(app)
 capture.register(app)
 prepare.register(app)
 read.register(app)
+recall.register(app)
 run.register(app)
 destinations.register(app)
 deliver.register(app)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants import capture, federation, landing, work
+from tests.mutants import capture, federation, landing, recall, work
 from tests.mutants.mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*capture.MUTANTS, *landing.MUTANTS, *work.MUTANTS, *federation.MUTANTS)
+MUTANTS: tuple[Mutant, ...] = (*capture.MUTANTS, *landing.MUTANTS, *work.MUTANTS, *federation.MUTANTS, *recall.MUTANTS)
