@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lakehouse.cli.output import JsonFlag, parse_duration, print_json, size, stderr, stdout, table
+from lakehouse.cli.output import JsonFlag, parse_duration, parse_moment, print_json, size, stderr, stdout, table
 from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
     from lakehouse.recall.register import Recall
     from lakehouse.recall.run import Recalled
 
-By = Annotated[str | None, typer.Option("--by", help="Who asks; the operating system's user unless given.")]
+By = Annotated[str | None, typer.Option("--by", help="Who asks. Default: this system's user; the audit keeps it.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The recall's id.")]
 SHOWN_MISSING = 20
 
@@ -76,9 +76,9 @@ def recall(
             app.contract(name),
             ids=ids or (),
             where=where,
-            event_from=_moment(event_from, "--from") if event_from else None,
+            event_from=parse_moment(event_from, "--from") if event_from else None,
             event_upto=event_upto,
-            as_of=_moment(as_of, "--as-of") if as_of else None,
+            as_of=parse_moment(as_of, "--as-of") if as_of else None,
         )
         done = recall(app, request, target=target, output=output, expires=lasting, reason=reason, by=operator(by))
     except NothingFoundError as error:
@@ -109,17 +109,7 @@ def _ends(to: list[str]) -> tuple[Any, datetime | None]:
             f"--to says {', '.join(to) or 'nothing'}",
             f"Say once where the rows go: --to {', '.join(TARGETS)}. A second --to may be the end of --from.",
         )
-    return targets[0], _moment(times[0], "--to") if times else None
-
-
-def _moment(text: str, option: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise LakehouseError(
-            f"{option} {text}: not a time", "Write 2026-01-31, 2026-01-31T12:00 or 2026-01-31T12:00:00+02:00."
-        ) from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return targets[0], parse_moment(times[0], "--to") if times else None
 
 
 def _show(done: Recalled) -> None:

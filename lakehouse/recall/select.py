@@ -145,7 +145,9 @@ class Chosen:
             )
         except LakehouseError as error:
             cause = error.__cause__
-            if self.request.where is None or isinstance(cause, duckdb.IOException | duckdb.HTTPException):
+            # The engine has one kind of error for a damaged file and for a value that a function does not take.
+            broken = isinstance(cause, duckdb.IOException | duckdb.HTTPException) or ".parquet" in str(cause)
+            if self.request.where is None or broken:
                 raise
             raise RecallError(
                 f"--where: {str(cause).splitlines()[0][:300]}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants import archive, archived, capture, federation, landing, work
+from tests.mutants import archive, archived, capture, federation, landing, recall, work
 from tests.mutants.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -12,4 +12,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *federation.MUTANTS,
     *archive.MUTANTS,
     *archived.MUTANTS,
+    *recall.MUTANTS,
 )

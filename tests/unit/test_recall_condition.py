@@ -12,19 +12,19 @@ COLUMNS = {
     "id": "VARCHAR",
     "severity": "VARCHAR",
     "payload": "VARCHAR",
-    "at": "TIMESTAMP",
+    "seen": "TIMESTAMP",
     "score": "DOUBLE",
     "tags": "VARCHAR[]",
 }
 
 ALLOWED = (
     "severity = 'LOW'",
-    "Severity IN ('a', 'b') AND \"at\" >= '2026-01-01' -- and nothing else",
+    "Severity IN ('a', 'b') AND \"seen\" >= '2026-01-01' -- and nothing else",
     "payload->>'$.n' = '1' OR json_extract_string(payload, '$.a') = 'x'",
     "list_contains(tags, 'x') AND len(list_filter(tags, lambda e: e = id)) > 0 AND tags[1] = 'x'",
     "score BETWEEN 1 AND 2 OR CASE WHEN score > 1 THEN true ELSE false END",
     "id LIKE 'a%' AND lower(severity) ILIKE 'b' AND NOT (score IS NULL) AND id IS DISTINCT FROM 'x'",
-    "at > now() - INTERVAL 1 DAY AND extract(year FROM at) = 2026 AND date_trunc('day', at) = DATE '2026-01-01'",
+    "seen > now() - INTERVAL 1 DAY AND extract(year FROM seen) = 2026 AND date_trunc('day', seen) = DATE '2026-01-01'",
     "score::int = 3 AND try_cast(id AS int) > 1 AND (id, severity) = ('a', 'b')",
     "severity COLLATE nocase = 'low' AND position('a' IN id) > 0 AND id[1:3] = 'abc' AND regexp_matches(id, '^a')",
     "true /* all of it */",

@@ -1,0 +1,85 @@
+"""Defects of bringing rows back from the lake."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Edit, Mutant, mutant
+
+TABLE = "lakehouse/recall/table.py"
+SELECT = "lakehouse/recall/select.py"
+CONDITION = "lakehouse/recall/condition.py"
+RECALL = "integration/test_recall.py"
+TARGETS = "integration/test_recall_targets.py"
+
+_ANY_EXPRESSION = Edit(
+    CONDITION, "    if kind not in _EXPRESSIONS:\n", "    if kind not in {*_EXPRESSIONS, *_NAMES}:\n"
+)
+
+MUTANTS = (
+    Mutant(
+        "recalled-into-the-hot-table",
+        (
+            Edit(
+                TABLE,
+                "    names = [RECALL_ID, RECALLED_AT, *(c.source for c in contract.columns)]\n"
+                '    statement = sql.SQL("COPY {} ({}) FROM STDIN").format(table(name), ',
+                "    names = [c.source for c in contract.columns]\n"
+                "    hot = sql.Identifier(contract.source_schema, contract.source_table)\n"
+                '    statement = sql.SQL("COPY {} ({}) FROM STDIN").format(hot, ',
+            ),
+            Edit(TABLE, "copy_line(contract, (str(identity), at.astimezone(UTC).isoformat()))", "copy_line(contract)"),
+        ),
+        (f"{TARGETS}::test_recalls_share_a_table_and_each_goes_in_its_time",),
+    ),
+    mutant(
+        "recalled-rows-are-not-proven",
+        TABLE,
+        "!= digest.hexdigest():\n        raise _differs",
+        '== "":\n        raise _differs',
+        f"{TARGETS}::test_what_the_hot_database_cannot_hold_any_more",
+    ),
+    mutant(
+        "recall-ignores-as-of",
+        SELECT,
+        "relation=_relation(lake, files), as_of=_as_of(request))",
+        "relation=_relation(lake, files), as_of=None)",
+        f"{RECALL}::test_as_of_a_time",
+    ),
+    mutant(
+        "a-tombstone-that-is-believed",
+        SELECT,
+        "        if rest := [key for key in request.ids if key not in found]:",
+        "        if rest := [key for key in request.ids if key not in times]:",
+        f"{RECALL}::test_a_tombstone_is_a_hint",
+    ),
+    mutant(
+        "an-id-is-looked-for-everywhere",
+        SELECT,
+        "        tasks = lake.table.scan(row_filter=wanted, snapshot_id=lake.snapshot_id).plan_files()",
+        "        tasks = lake.table.scan(snapshot_id=lake.snapshot_id).plan_files()",
+        f"{RECALL}::test_an_id_is_read_from_its_day_alone",
+    ),
+    mutant(
+        "expired-recalls-are-kept",
+        "lakehouse/recall/run.py",
+        "        over = register.expired(connection, app.clock())\n",
+        "        over = register.expired(connection, app.clock())[:0]\n",
+        f"{TARGETS}::test_recalls_share_a_table_and_each_goes_in_its_time",
+    ),
+    Mutant(
+        "a-condition-with-subqueries",
+        (_ANY_EXPRESSION,),
+        ("unit/test_recall_condition.py::test_whatever_else_is_refused",),
+    ),
+    Mutant(
+        "a-condition-that-reads-a-file",
+        (_ANY_EXPRESSION, Edit(SELECT, "    confine(connection, folders)\n", "")),
+        (f"{RECALL}::test_a_condition_reads_nothing_else",),
+    ),
+    mutant(
+        "a-recall-of-which-nothing-is-written-down",
+        "lakehouse/recall/run.py",
+        "            except LakehouseError as error:\n                _note_failure(connection, identity, describe(error))\n",
+        "            except LakehouseError:\n",
+        f"{TARGETS}::test_who_asked_for_what_is_written_down_before_and_after",
+    ),
+)
