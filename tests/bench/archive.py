@@ -2,7 +2,7 @@
 
 Speed: events of one organization are archived by `archive_all` (candidates, proof, batches, the lake's own record),
 in turn with `DELETE … RETURNING id` of the same rows in the same batches from a copy of the table, each batch a
-transaction of its own; both with the indexes that the archive asks for, so the keys of the host cost both alike. A batch
+transaction of its own; both have the indexes that the archive asks for, so the host's keys cost both alike. A batch
 is timed from BEGIN to the end of COMMIT.
 
 Price: a slice of candidates is read and proven, nothing is deleted, while rows of other days are written straight into
