@@ -114,7 +114,8 @@ def write_stream(
     import pyarrow.parquet as pq
 
     rows, first, last = 0, None, None
-    with lake_errors(path), io.new_output(path).create(overwrite=False) as stream:
+    # Each name carries an id of its own; to ask first whether it is there would be two round trips a file.
+    with lake_errors(path), io.new_output(path).create(overwrite=True) as stream:
         hashing = HashingStream(stream)
         with (
             pa.PythonFile(hashing, mode="w") as sink,
