@@ -73,6 +73,15 @@ class Verified:
     def sound(self) -> bool:
         return not self.faults
 
+    @property
+    def hot_compared(self) -> bool:
+        return self.hot == hot_records.COMPARED
+
+    @property
+    def hot_equal(self) -> bool:
+        """The hot database was compared and has what the lake has."""
+        return self.hot_compared and not any(f.what == "hot" for f in self.faults)
+
 
 def verify(
     app: App,

@@ -229,11 +229,14 @@ def _say_verified(result: Verified) -> None:
     if result.chain_checked:
         value = f"{result.last}:{result.chain}"
         lines.append(f"chain        whole up to {value}" if result.chain else "chain        nothing, or not whole")
+        hot = (
+            "has the same" if result.hot_equal else f"{result.hot}, and differs" if result.hot_compared else result.hot
+        )
         more = [
             f"{result.waiting:,} batches wait for the lake" if result.waiting else "",
             f"{result.lake_alone:,} batches have their tombstones in the lake alone" if result.lake_alone else "",
         ]
-        lines.append("; ".join([f"hot database {result.hot}", *filter(None, more)]))
+        lines.append("; ".join([f"hot database {hot}", *filter(None, more)]))
     for text in [*lines, *(f"note: {n}" for n in result.notes)]:
         stdout.print(text, markup=False, soft_wrap=True)
 
