@@ -14,6 +14,7 @@ import typer
 from lakehouse.cli import (
     adopt,
     archive,
+    audit,
     capture,
     deliver,
     demo,
@@ -57,6 +58,7 @@ keys.register(app)
 quarantine.register(app)
 receipts.register(app)
 hold.register(app)
+audit.register(app)
 
 
 def run_command() -> None:

@@ -404,6 +404,7 @@ def test_a_restored_database_gets_back_what_it_forgot(lakehouse: Lakehouse) -> N
     over = holds.release(app, over.id, reason="settled")
     held = holds.place(app, "org-a", reason="held", table_name="events", row_keys=["org-a-e3"])
     holds.release(app, held.id, reason="by somebody")
+    holds.place(app, "org-b", reason="another's", table_name="events")
     with lakehouse.hot() as connection:
         # As of before the first two, and before the third's release.
         connection.execute("DELETE FROM lakehouse_archive.holds WHERE id = ANY(%s)", [[kept.id, over.id]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants import archive, archived, capture, federation, landing, recall, work
+from tests.mutants import archive, archived, capture, evidence, federation, landing, recall, work
 from tests.mutants.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -12,5 +12,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *federation.MUTANTS,
     *archive.MUTANTS,
     *archived.MUTANTS,
+    *evidence.MUTANTS,
     *recall.MUTANTS,
 )
