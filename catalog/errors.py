@@ -58,6 +58,8 @@ _STORAGE_HINTS = (
             "INTERNAL_FAILURE",
             "HTTP status 50",
             "HTTP response code: 50",
+            # DuckDB's own words for a connection that did not come about.
+            "error for HTTP",
         ),
         "The storage does not answer, or is in trouble: check LAKEHOUSE_LAKE__S3__ENDPOINT and the network. "
         "Nothing was lost.",

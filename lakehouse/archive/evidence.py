@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from catalog.lake import Lake
     from lakehouse.app import App
 
-CHUNK_ROWS = 200_000
-"""Tombstones that are read and compared at a time."""
+CHUNK_ROWS = 50_000
+"""Tombstones that are read and compared at a time: about 150 MB with the hot database's."""
 
 
 @dataclass

@@ -60,6 +60,8 @@ __all__ = [
 
 LOCK_SECONDS = 60
 """How long placing and releasing wait for a batch: much longer than one takes."""
+LOOK_SECONDS = 10
+"""How long is looked for ids that nobody knows."""
 _COLUMNS = sql.SQL(
     "id, organization_id, table_name, row_keys, event_from, event_upto, reason, placed_by, placed_at, "
     "released_by, released_reason, released_at"
@@ -348,8 +350,10 @@ class KnownHolds:
         return [h for h in self._read if h.organization == organization and concerns(h, table_name)]
 
 
-def unknown_ids(app: App, hold: Hold) -> list[str]:
+def unknown_ids(app: App, hold: Hold) -> list[str] | None:
     """Ids of a hold that no hot row and no tombstone has: mistyped, or long deleted. They are held all the same.
+
+    None: it could not be found out, for lack of a right or an index, or because there is no such table yet.
 
     Raises:
         SourceError: the hot database does not answer.
@@ -357,20 +361,23 @@ def unknown_ids(app: App, hold: Hold) -> list[str]:
     if hold.table is None or hold.row_keys is None:
         return []
     contract = app.contract(hold.table)
+    query = sql.SQL(
+        "SELECT _k FROM unnest(%s::text[]) AS _k WHERE NOT EXISTS (SELECT FROM {archived} AS _t "
+        "WHERE _t.organization_id = %s AND _t.table_name = %s AND _t.row_key = _k) "
+        "AND _k NOT IN (SELECT {key} FROM {hot} AS t WHERE {key} = ANY(%s) AND {tenant}::text = %s)"
+    ).format(
+        archived=table("cold_storage_archive"),
+        key=as_sql(postgres_key(contract, "t")),
+        hot=hot_table(contract),
+        tenant=hot_column(contract, contract.tenant, "t"),
+    )
+    keys = list(hold.row_keys)
     with connect(app) as connection:
-        found = connection.execute(
-            sql.SQL(
-                "SELECT _k FROM unnest(%s::text[]) AS _k WHERE NOT EXISTS (SELECT FROM {archived} AS _t "
-                "WHERE _t.organization_id = %s AND _t.table_name = %s AND _t.row_key = _k) "
-                "AND _k NOT IN (SELECT {key} FROM {hot} AS t WHERE {key} = ANY(%s) AND {tenant}::text = %s)"
-            ).format(
-                archived=table("cold_storage_archive"),
-                key=as_sql(postgres_key(contract, "t")),
-                hot=hot_table(contract),
-                tenant=hot_column(contract, contract.tenant, "t"),
-            ),
-            [list(hold.row_keys), hold.organization, hold.table, list(hold.row_keys), hold.organization],
-        ).fetchall()
+        connection.execute(sql.SQL("SET statement_timeout = {}").format(sql.Literal(f"{LOOK_SECONDS}s")))
+        try:
+            found = connection.execute(query, [keys, hold.organization, hold.table, keys, hold.organization]).fetchall()
+        except (psycopg.errors.ProgrammingError, psycopg.errors.QueryCanceled):
+            return None
     return [row[0] for row in found]
 
 

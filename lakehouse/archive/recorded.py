@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from catalog.errors import lake_errors, storage_error
@@ -19,7 +20,7 @@ from lakehouse.archive.archive_table import ARCHIVE, Standing, open_archive, rea
 from lakehouse.archive.records import Tombstone
 from lakehouse.duck import arrow, connect, literal, plain_path
 from lakehouse.landing.held import unreadable
-from schemas.errors import LakehouseError, Retry
+from schemas.errors import LakehouseError
 from schemas.lake_columns import arrow_schema
 
 if TYPE_CHECKING:
@@ -110,12 +111,22 @@ class Files:
                 read = f"read_parquet([{literal(plain_path(path))}], hive_partitioning = false)"
                 self.connection.execute(f"SELECT count(hash(COLUMNS(*))) FROM {read}").fetchall()
             except duckdb.Error as error:
-                if (outage := storage_error(path, OSError(str(error)))).retry is Retry.TIMED:
-                    # It does not answer: that says nothing about the file.
-                    raise outage from error
+                if not _is_the_files_fault(error):
+                    raise storage_error(path, OSError(str(error))) from error
                 self.broken[path] = str(error).splitlines()[0][:200]
         self._paths = [p for p in self._paths if p not in self.broken]
         return len(self.broken) > before
+
+
+def _is_the_files_fault(error: duckdb.Error) -> bool:
+    """Whether a file is gone or damaged. A storage that does not answer or refuses says nothing about its files."""
+    import duckdb
+
+    if isinstance(error, duckdb.HTTPException):
+        return error.status_code == HTTPStatus.NOT_FOUND or f"HTTP {HTTPStatus.NOT_FOUND}" in str(error)
+    if isinstance(error, duckdb.OutOfMemoryException | duckdb.InterruptException):
+        return False
+    return not (isinstance(error, duckdb.IOException) and "error for HTTP" in str(error))
 
 
 class RecordedArchive:

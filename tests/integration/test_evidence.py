@@ -20,12 +20,15 @@ import pytest
 
 from lakehouse.archive.evidence import Verified, public_keys, verify
 from lakehouse.archive.export import export_batches
+from lakehouse.archive.recorded import open_recorded
 from lakehouse.archive.seal import make_signing_key, unseal
 from lakehouse.embedded.postgres import EmbeddedPostgres
+from lakehouse.embedded.s3 import EmbeddedS3
 from lakehouse.maintenance.run import maintain_table
 from schemas.contract import BUILT_IN
+from schemas.errors import LakehouseError, Retry
 from tests.cold import REFERENCES, allow, archive_once, archive_variables, old_events, old_findings
-from tests.support import ROOT, Lakehouse, host_tables, local_variables
+from tests.support import ROOT, Lakehouse, host_tables, local_variables, s3_variables
 
 
 @dataclass(frozen=True)
@@ -346,6 +349,39 @@ def test_a_column_that_the_contract_added_later_changes_no_receipt(own: Lakehous
     export_batches(own.app, "org-a")
     result = check(own)
     assert result.sound and result.contents == 36
+
+
+def test_an_object_that_is_gone_is_evidence_and_a_storage_that_does_not_answer_is_none(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    with EmbeddedS3() as server:
+        bucket = server.create_bucket("evidence")
+        host_tables(postgres_url, ("org-a",))
+        house = Lakehouse(postgres_url, s3_variables(postgres_url, server, bucket) | archive_variables(tmp_path))
+        house.init()
+        allow(house, "org-a")
+        with house.hot() as hot:
+            for statement in REFERENCES:
+                hot.execute(statement)
+            old_events(hot, "org-a", 1, 4)
+            old_events(hot, "org-a", 5, 3, day="2020-02-01")
+        house.backfill("events")
+        assert archive_once(house, "events", "org-a", batch_rows=4).rows == 7
+        assert export_batches(house.app, "org-a") == 2
+        assert check(house).sound
+        table = house.lake_table("events", "org-a")
+        gone = next(t.file.file_path for t in table.scan().plan_files() if "2020-02-01" in t.file.file_path)
+        table.io.delete(gone)
+        result = check(house)
+        assert said(result) == [(2, "rows", ("org-a-e5", "org-a-e6", "org-a-e7")), (None, "file", ())]
+        assert gone in result.faults[1].detail
+        with open_recorded(house.app.lake("org-a")) as (_, archive):
+            assert archive is not None
+            server.stop()
+            with pytest.raises(LakehouseError) as caught:
+                archive.batches()
+        assert caught.value.retry is Retry.TIMED
+        house.close()
 
 
 def test_a_stranger_comes_to_the_same_with_the_document_alone(house: Lakehouse, tmp_path: Path) -> None:

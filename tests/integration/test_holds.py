@@ -158,6 +158,15 @@ def test_ids_of_any_key_are_named_by_their_text(lakehouse: Lakehouse, rates: dic
     assert named(lakehouse, "rates", "day::text") == ["2026-01-01"]
 
 
+def test_ids_that_cannot_be_looked_up_are_held_all_the_same(lakehouse: Lakehouse) -> None:
+    with lakehouse.hot() as connection:
+        insert_events(connection, "org-a", 1, 1)
+        connection.execute("DROP TABLE tenant_audit_logs CASCADE")
+    hold = holds.place(lakehouse.app, "org-a", reason="x", table_name="audit_log", row_keys=["a"])
+    assert holds.unknown_ids(lakehouse.app, hold) is None
+    assert [h.id for h in _active(lakehouse, "org-a")] == [hold.id]
+
+
 def test_a_date_is_a_whole_day(lakehouse: Lakehouse, rates: dict[str, Any], tmp_path: Path) -> None:
     use(lakehouse, rates, tmp_path)
     noon = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -74,6 +74,13 @@ MUTANTS = (
         f"{EVIDENCE}::test_a_file_that_is_gone_or_damaged_costs_the_rows_that_it_held",
     ),
     mutant(
+        "an-outage-is-a-damaged-file",
+        "lakehouse/archive/recorded.py",
+        "                if not _is_the_files_fault(error):\n",
+        "                if not error:\n",
+        f"{EVIDENCE}::test_an_object_that_is_gone_is_evidence_and_a_storage_that_does_not_answer_is_none",
+    ),
+    mutant(
         "a-hold-filtered-by-table-only",
         "lakehouse/archive/scope.py",
         '"_h.released_at IS NULL AND _h.organization_id = {tenant} "',
