@@ -67,6 +67,8 @@ class FilesConfig(BaseModel):
     region: str | None = None
     max_dates: Annotated[int, Field(ge=1, le=400)] = 90
     """Dates that one step writes at most, each an open file; a delivery of more is made in several."""
+    history: bool = False
+    """Hold every version that the lake has, also from before it was added."""
 
 
 CONFIGS: dict[DestinationKind, type[BaseModel]] = {

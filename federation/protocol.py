@@ -46,7 +46,13 @@ class GapError(DestinationError):
 
 
 class OvertakenError(DestinationError):
-    """While it was filled anew a delivery came that began before that state and ended after it: fill it once more."""
+    """While it was filled anew a delivery came that began before that state and ended after it: bring it further."""
+
+    retry = Retry.TIMED
+
+
+class FillingTakenError(DestinationError):
+    """Somebody else fills this table too, and was faster."""
 
     retry = Retry.TIMED
 
@@ -83,6 +89,26 @@ class Receipt:
     sequence: int
     rows: int
     bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Filling:
+    """How far a table is filled anew. It is kept with the target, together with the rows that this took.
+
+    First comes the lake's state at `sequence`, ordered by identity: `reached` is the identity of the last row that was
+    taken (with its `_sequence` where every version is wanted), as text. Once that is `whole`, ranges that were landed
+    meanwhile follow, ordered by `_sequence`, and `sequence` moves on.
+    """
+
+    id: str
+    sequence: int
+    contract: str
+    every_version: bool
+    of: int = 0
+    """Versions that the lake held of it when it was begun; where only the newest of each row is wanted, at most."""
+    rows: int = 0
+    reached: tuple[str, ...] = ()
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,14 +160,46 @@ class Adapter(Protocol):
         """
         ...
 
-    def replace(self, contract: Contract, sequence: int, snapshot_id: int, rows: Iterator[pa.RecordBatch]) -> Receipt:
-        """Fill the table anew: `rows` are the lake's latest state at `sequence`, ordered by event time.
+    @property
+    def every_version(self) -> bool:
+        """Readers have every version here, not the newest of each row alone."""
+        ...
 
-        Readers see what was there before or the whole of this, and are not held up. What is missing there is made
-        again. Deliveries go on meanwhile: what they bring beyond `sequence` stays.
+    def filling(self, contract: Contract) -> Filling | None:
+        """The filling that was begun here and has not ended; None where none can be gone on with.
 
         Raises:
-            OvertakenError: one of them cannot be told apart; fill it with the state that the target stands at now.
+            DestinationError: it cannot be asked, or is another's.
+        """
+        ...
+
+    def take(
+        self,
+        contract: Contract,
+        before: Filling | None,
+        rows: Iterator[pa.RecordBatch],
+        after: Callable[[], Filling],
+    ) -> Filling:
+        """Keep rows of a filling where no reader sees them, and with them how far it is: all of it or nothing.
+
+        `before`: how far it is; None begins it, and drops what an older one took. `after` is asked when the rows are
+        at an end. What is missing there is made again.
+
+        Raises:
+            FillingTakenError: it is not where `before` says.
+            DestinationError: nothing was kept.
+        """
+        ...
+
+    def replace(self, contract: Contract, filling: Filling, snapshot_id: int) -> Receipt:
+        """Show what a whole filling took, in place of what was there up to its `sequence`.
+
+        Readers see what was there before or the whole of this, and are not held up. What deliveries brought beyond
+        that `sequence` stays.
+
+        Raises:
+            FillingTakenError: it is not where `filling` says.
+            OvertakenError: a delivery cannot be told apart; bring the filling to where the target stands.
             DestinationError: what was there is there still.
         """
         ...

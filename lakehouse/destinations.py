@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, delete, func, insert, or_, select, update
@@ -13,7 +14,14 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from federation.config import COPYING, SHARED, parse_config, parse_credentials, parse_kind
 from federation.kinds import DeliveryStatus, DestinationKind, DestinationStatus
 from federation.registry import target_of
-from lakehouse.control.models import Cursor, DestinationTable, Lake, WarehouseDelivery, WarehouseDestination
+from lakehouse.control.models import (
+    Cursor,
+    DestinationFilling,
+    DestinationTable,
+    Lake,
+    WarehouseDelivery,
+    WarehouseDestination,
+)
 from lakehouse.control.store import ALL_TABLES, lake_target
 from lakehouse.secrets.keyring import destination_place
 from schemas.errors import LakehouseError
@@ -27,6 +35,19 @@ if TYPE_CHECKING:
 NAME_LENGTH = 160
 PARITY = "parity: "
 """So begins the last error of a destination that was found to differ; a delivery does not take it away."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a table is that is filled anew. `of`: versions that the lake held of it; rows are at most so many."""
+
+    organization: str
+    table: str
+    rows: int
+    of: int
+    reached: str | None
+    begun_at: datetime
+    updated_at: datetime
 
 
 @dataclass(frozen=True)
@@ -47,6 +68,7 @@ class Destination:
     open_deliveries: int
     last_delivery_at: Any
     last_error: str | None
+    fillings: list[Progress]
 
     @property
     def shared(self) -> bool:
@@ -78,10 +100,17 @@ def destinations(app: App, organization: str | None = None) -> list[Destination]
     with app.engine.connect() as connection:
         rows = connection.execute(query).all()
         own = connection.execute(select(DestinationTable.__table__)).all()
+        filled = connection.execute(select(DestinationFilling.__table__).order_by(DestinationFilling.begun_at)).all()
     cadences: dict[uuid.UUID, dict[str, int]] = {}
     for row in own:
         if row.cadence_seconds is not None:
             cadences.setdefault(row.destination_id, {})[row.table_name] = row.cadence_seconds
+    fillings: dict[uuid.UUID, list[Progress]] = {}
+    for f in filled:
+        progress = Progress(
+            f.organization_id, f.table_name, f.row_count, f.of_rows, f.reached, f.begun_at, f.updated_at
+        )
+        fillings.setdefault(f.destination_id, []).append(progress)
     return [
         Destination(
             id=r.id,
@@ -98,6 +127,7 @@ def destinations(app: App, organization: str | None = None) -> list[Destination]
             open_deliveries=r.open,
             last_delivery_at=r.last_delivery_at,
             last_error=r.last_error,
+            fillings=fillings.get(r.id, []),
         )
         for r in rows
     ]

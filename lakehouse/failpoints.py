@@ -46,6 +46,8 @@ NAMES: dict[str, str] = {
     "maintain.after_commit": "merged files are committed, nothing is measured",
     "delivery.claimed": "a delivery is claimed, its destination was not asked",
     "delivery.delivered": "the destination holds the range, nothing is acknowledged",
+    "fill.taken": "a filling has taken a chunk, which nobody sees yet",
+    "fill.before_exchange": "a filling has taken all, and the destination shows what was there before",
     "archive.hold_placed": "a hold is in force in the hot database, the lake does not know it",
     "archive.candidates_read": "candidates of the archive are read, the lake was not asked",
     "archive.proven": "the lake holds the candidates, nothing is locked",

@@ -191,6 +191,12 @@ class WorkSettings(_Section):
     retry_max_seconds: Annotated[float, Field(gt=0)] = 1800
 
 
+class DeliverSettings(_Section):
+    """How destinations are fed. `fill_rows`: rows, about, that a filling takes at once."""
+
+    fill_rows: Annotated[int, Field(ge=1)] = 200_000
+
+
 class ScheduleSettings(_Section):
     """What the scheduler triggers, and how often. The cadence is what a new organization begins with."""
 
@@ -295,6 +301,7 @@ class Settings(BaseSettings):
     landing: LandingSettings = LandingSettings()
     backfill: BackfillSettings = BackfillSettings()
     work: WorkSettings = WorkSettings()
+    deliver: DeliverSettings = DeliverSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     maintenance: MaintenanceSettings = MaintenanceSettings()
     metrics: MetricsSettings = MetricsSettings()

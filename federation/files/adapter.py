@@ -11,8 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import tempfile
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 from urllib.parse import unquote
@@ -21,7 +20,17 @@ from federation.config import FilesConfig
 from federation.files import manifest
 from federation.files.manifest import Entry, Manifest
 from federation.files.store import DamagedError, Found, RaceLostError, Store
-from federation.protocol import Delivery, DestinationError, GapError, OvertakenError, Owner, RangeReader, Receipt
+from federation.protocol import (
+    Delivery,
+    DestinationError,
+    Filling,
+    FillingTakenError,
+    GapError,
+    OvertakenError,
+    Owner,
+    RangeReader,
+    Receipt,
+)
 from schemas.contract import Contract
 from schemas.lake_columns import SEQUENCE
 
@@ -147,57 +156,122 @@ class FilesAdapter:
             written += sum(e.rows for e in entries)
             size += sum(e.bytes for e in entries)
 
-    def replace(self, contract: Contract, sequence: int, snapshot_id: int, rows: Iterator[pa.RecordBatch]) -> Receipt:
+    @property
+    def every_version(self) -> bool:
+        """See `Adapter.every_version`."""
+        return self.config.history
+
+    def filling(self, contract: Contract) -> Filling | None:
+        """See `Adapter.filling`."""
+        taken = self._taken(contract)[1]
+        try:
+            shown = self.manifest(contract)[1].filled
+        except DamagedError:
+            shown = None
+        # Where its files count already, only the list of them was not removed.
+        return taken.filling if taken.filling is not None and taken.filling.id != shown else None
+
+    def take(
+        self,
+        contract: Contract,
+        before: Filling | None,
+        rows: Iterator[pa.RecordBatch],
+        after: Callable[[], Filling],
+    ) -> Filling:
+        """See `Adapter.take`. The files' names are made of what they hold: taken twice they are the same."""
+        found, taken = self._taken(contract)
+        if before is None:
+            taken = self._nothing(contract)
+        elif taken.filling != before:
+            raise self._other_filling(contract)
+        entries = tuple(self._write(contract, rows))
+        reached = after()
+        grown = dataclasses.replace(taken, files=(*taken.files, *entries), filling=reached)
+        name = manifest.filling_name(contract.table, self.owner)
+        try:
+            self.store.write_json(name, grown.to_json(), instead_of=found)
+        except DestinationError as error:
+            # It may have been written, and the answer was lost.
+            if self._taken(contract)[1] != grown:
+                if isinstance(error, RaceLostError):
+                    raise self._other_filling(contract) from None
+                raise
+        return reached
+
+    def replace(self, contract: Contract, filling: Filling, snapshot_id: int) -> Receipt:
         """See `Adapter.replace`. Files that no manifest names any more stay for readers that hold the old one."""
-        entries = list(self._days(contract, rows))
+        where = self.store.url(manifest.name(contract.table, self.owner))
+        _, taken = self._taken(contract)
+        if taken.filling != filling:
+            raise self._other_filling(contract)
         for _ in range(ATTEMPTS):
             try:
                 found, held = self.manifest(contract)
             except DamagedError as error:
                 found, held = Found({}, error.etag), self._nothing(contract)
             # What was delivered beyond that state while its files were written.
-            later = [f for f in held.files if f.last > sequence]
-            if any(f.first <= sequence for f in later):
-                raise OvertakenError(
-                    f"{self.store.url(manifest.name(contract.table, self.owner))}: a delivery came while it was filled"
-                )
+            later = [f for f in held.files if f.last > filling.sequence]
+            if any(f.first <= filling.sequence for f in later):
+                raise OvertakenError(f"{where}: a delivery came while it was filled")
             fresh = dataclasses.replace(
                 self._nothing(contract),
-                sequence=max(sequence, held.sequence),
+                sequence=max(filling.sequence, held.sequence),
                 snapshot_id=snapshot_id,
-                files=(*entries, *later),
+                files=(*taken.files, *later),
+                filled=filling.id,
             )
-            with suppress(RaceLostError):
+            try:
                 self._replace(contract, fresh, found)
-                return Receipt(fresh.sequence, sum(e.rows for e in entries), sum(e.bytes for e in entries))
-        raise OvertakenError(
-            f"{self.store.url(manifest.name(contract.table, self.owner))}: deliveries came again and again"
-        )
+            except RaceLostError:
+                continue
+            self.store.delete(manifest.filling_name(contract.table, self.owner))
+            return Receipt(fresh.sequence, filling.rows, sum(e.bytes for e in taken.files))
+        raise OvertakenError(f"{where}: deliveries came again and again")
+
+    def _taken(self, contract: Contract) -> tuple[Found | None, Manifest]:
+        """What a filling has taken, with what it was read as; nothing where there is none, or somebody damaged it."""
+        name = manifest.filling_name(contract.table, self.owner)
+        try:
+            found = self.store.read_json(name)
+            if found is None:
+                return None, self._nothing(contract)
+            return found, manifest.read(found, self.form.kind, self.owner, contract.table, self.store.url(name))
+        except DamagedError as error:
+            return Found({}, error.etag), self._nothing(contract)
+
+    def _other_filling(self, contract: Contract) -> FillingTakenError:
+        name = self.store.url(manifest.filling_name(contract.table, self.owner))
+        return FillingTakenError(f"{name}: {contract.table} is filled by somebody else too", "It goes on there.")
 
     def _nothing(self, contract: Contract) -> Manifest:
         return Manifest(self.form.kind, self.owner, contract.table, contract.version)
 
-    def _days(self, contract: Contract, rows: Iterator[pa.RecordBatch]) -> Iterator[Entry]:
-        """One file after another: rows come by event time."""
-        file: _Open | None = None
-        current: int | None = None
+    def _write(self, contract: Contract, rows: Iterator[pa.RecordBatch]) -> Iterator[Entry]:
+        """One file a date, and more of one that has many rows or that others came between."""
+        files: dict[int | None, _Open] = {}
         try:
             for batch in rows:
                 begin = 0
                 for end, day in _runs(contract, batch):
-                    if file is not None and (day != current or file.rows >= FILE_ROWS):
-                        yield self._put(contract, current, file)
-                        file.close()
-                        file = None
-                    if file is None:
-                        file, current = _Open(self.form, contract), day
-                    file.write(batch.slice(begin, end - begin))
+                    if day not in files and len(files) == self.config.max_dates:
+                        yield from self._put_all(contract, files)
+                    if day in files and files[day].rows >= FILE_ROWS:
+                        yield from self._put_all(contract, {day: files[day]})
+                        del files[day]
+                    if day not in files:
+                        files[day] = _Open(self.form, contract)
+                    files[day].write(batch.slice(begin, end - begin))
                     begin = end
-            if file is not None:
-                yield self._put(contract, current, file)
+            yield from self._put_all(contract, files)
         finally:
-            if file is not None:
+            for file in files.values():
                 file.close()
+
+    def _put_all(self, contract: Contract, files: dict[int | None, _Open]) -> Iterator[Entry]:
+        for day, file in files.items():
+            yield self._put(contract, day, file)
+            file.close()
+        files.clear()
 
     def close(self) -> None:
         """See `Adapter.close`."""

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from federation.files.store import DamagedError, Found
-from federation.protocol import DestinationError, ForeignTargetError, Owner
+from federation.protocol import DestinationError, Filling, ForeignTargetError, Owner
 from schemas.errors import Retry
 
 FORMAT = 1
@@ -42,6 +42,10 @@ class Manifest:
     sequence: int = 0
     snapshot_id: int | None = None
     files: tuple[Entry, ...] = field(default=())
+    filled: str | None = None
+    """The filling that its first files are from."""
+    filling: Filling | None = None
+    """Of the list of what a filling has taken, which no reader is shown: how far that is."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -54,6 +58,8 @@ class Manifest:
             "sequence": self.sequence,
             "snapshot_id": self.snapshot_id,
             "files": [asdict(f) for f in self.files],
+            "filled": self.filled,
+            **({"filling": asdict(self.filling)} if self.filling is not None else {}),
         }
 
 
@@ -65,6 +71,11 @@ def folder(table: str, owner: Owner) -> str:
 def name(table: str, owner: Owner) -> str:
     """The manifest's own name."""
     return f"{folder(table, owner)}/_manifest.json"
+
+
+def filling_name(table: str, owner: Owner) -> str:
+    """The name of the list of what a filling has taken."""
+    return f"{folder(table, owner)}/_filling.json"
 
 
 def read(stored: Found, kind: str, owner: Owner, table: str, where: str) -> Manifest:
@@ -87,6 +98,8 @@ def read(stored: Found, kind: str, owner: Owner, table: str, where: str) -> Mani
             int(raw["sequence"]),
             raw["snapshot_id"],
             tuple(Entry(**f) for f in raw["files"]),
+            raw.get("filled"),
+            _filling(raw["filling"]) if "filling" in raw else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{where}: is no manifest of ours: {error!r}", stored.etag) from None
@@ -97,3 +110,7 @@ def read(stored: Found, kind: str, owner: Owner, table: str, where: str) -> Mani
             "Give each destination a prefix of its own. Nothing was written.",
         )
     return found
+
+
+def _filling(raw: Any) -> Filling:
+    return Filling(**raw | {"reached": tuple(raw["reached"])})

@@ -7,19 +7,23 @@ anywhere, the server rolls back. The user needs CREATE on the schema (or on the 
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
 from federation.config import PostgresReplicaConfig
-from federation.postgres.layout import MARKS, SHARED_MARKS, Layout, create_marks
+from federation.postgres.layout import FILLINGS, MARKS, SHARED_MARKS, Layout, create_fillings, create_marks
 from federation.protocol import (
     Content,
     Delivery,
     DestinationError,
+    Filling,
+    FillingTakenError,
     ForeignTargetError,
     GapError,
     Owner,
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from adbc_driver_postgresql.dbapi import Connection, Cursor
 
 BATCH = "_lakehouse_batch"
+_BATCH = sql.Identifier("pg_temp", BATCH)
 _SESSION = (
     "-csearch_path=pg_catalog,pg_temp -cTimeZone=UTC -cDateStyle=ISO,YMD -cextra_float_digits=1 -clock_timeout=10s"
 )
@@ -198,28 +203,88 @@ class PostgresAdapter:
                 return Receipt(stands, 0)
             count = self._load(cursor, delivery.contract, rows(stands, delivery.upto))
             if layout.history:
-                self._run(cursor, layout.remember(BATCH))
-            self._run(cursor, layout.merge(BATCH))
+                self._run(cursor, layout.remember(_BATCH))
+            self._run(cursor, layout.merge(_BATCH))
             self._stand(cursor, layout, delivery.upto, delivery.snapshot_id)
+            self._run(cursor, sql.SQL("DROP TABLE {}").format(_BATCH))
         return Receipt(delivery.upto, count)
 
-    def replace(self, contract: Contract, sequence: int, snapshot_id: int, rows: Iterator[pa.RecordBatch]) -> Receipt:
-        """See `Adapter.replace`. One transaction; readers are not held up. A history keeps what it has."""
+    @property
+    def every_version(self) -> bool:
+        """See `Adapter.every_version`."""
+        return self.config.history
+
+    def filling(self, contract: Contract) -> Filling | None:
+        """See `Adapter.filling`."""
+        with self._transaction() as cursor:
+            return self._filling(cursor, self.layout(contract)) if self._check_owner(cursor) else None
+
+    def take(
+        self,
+        contract: Contract,
+        before: Filling | None,
+        rows: Iterator[pa.RecordBatch],
+        after: Callable[[], Filling],
+    ) -> Filling:
+        """See `Adapter.take`. One transaction."""
+        layout = self.layout(contract)
+        if before is None:
+            self._make(contract, again=True)
+        key = (contract.table, self.owner.organization)
+        with self._transaction() as cursor:
+            self._check_owner(cursor)
+            if before is None:
+                self._run(cursor, create_fillings(layout.schema))
+                cursor.execute(
+                    sql.SQL(
+                        "INSERT INTO {} (table_name, organization, filling) VALUES ($1, $2, '{{}}') "
+                        "ON CONFLICT (table_name, organization) DO UPDATE SET begun_at = clock_timestamp()"
+                    )
+                    .format(layout.fillings)
+                    .as_string(None),
+                    key,
+                )
+                for statement in layout.begin_filling():
+                    self._run(cursor, statement)
+            else:
+                self._hold_filling(cursor, layout, before)
+            self._load(cursor, contract, rows)
+            self._run(cursor, layout.take(_BATCH))
+            self._run(cursor, sql.SQL("DROP TABLE {}").format(_BATCH))
+            reached = after()
+            cursor.execute(
+                sql.SQL("UPDATE {} SET filling = $3::text::jsonb WHERE table_name = $1 AND organization = $2")
+                .format(layout.fillings)
+                .as_string(None),
+                (*key, json.dumps(dataclasses.asdict(reached))),
+            )
+        return reached
+
+    def replace(self, contract: Contract, filling: Filling, snapshot_id: int) -> Receipt:
+        """See `Adapter.replace`. One transaction; readers are not held up."""
         layout = self.layout(contract)
         self._make(contract, again=True)
         with self._transaction() as cursor:
             self._check_owner(cursor)
-            count = self._load(cursor, contract, rows)
-            # Only now: deliveries go on while it is loaded, and wait for no more than the exchange.
+            # Deliveries went on while it was filled; they wait for no more than the exchange, and it for one of them.
             self._run(cursor, sql.SQL("SET LOCAL lock_timeout = '10min'"))
             stands = self._standing(cursor, layout, lock=True) or 0
-            if layout.history:
-                self._run(cursor, layout.remember(BATCH))
+            self._hold_filling(cursor, layout, filling)
             # Not TRUNCATE, which would hold up every reader until the end.
-            self._run(cursor, layout.clear(sequence, stands))
-            self._run(cursor, layout.merge(BATCH))
-            self._stand(cursor, layout, max(sequence, stands), snapshot_id)
-        return Receipt(max(sequence, stands), count)
+            if layout.history:
+                self._run(cursor, layout.clear(layout.history_table, filling.sequence, stands))
+                self._run(cursor, layout.remember(layout.filling_table))
+            self._run(cursor, layout.clear(layout.versions, filling.sequence, stands))
+            self._run(cursor, layout.merge(layout.filling_table))
+            self._stand(cursor, layout, max(filling.sequence, stands), snapshot_id)
+            self._run(cursor, sql.SQL("DROP TABLE {}").format(layout.filling_table))
+            cursor.execute(
+                sql.SQL("DELETE FROM {} WHERE table_name = $1 AND organization = $2")
+                .format(layout.fillings)
+                .as_string(None),
+                (contract.table, self.owner.organization),
+            )
+        return Receipt(max(filling.sequence, stands), filling.rows)
 
     def content(self, contract: Contract, after: int = 0) -> Content:
         """What the view shows, hashed by the server, in one snapshot with the `_sequence` that it stands at.
@@ -382,7 +447,27 @@ class PostgresAdapter:
         ).format(layout.marks)
         values = (layout.contract.table, sequence, snapshot_id, self.owner.organization)
         cursor.execute(statement.as_string(None), values)
-        self._run(cursor, sql.SQL("DROP TABLE {}").format(sql.Identifier("pg_temp", BATCH)))
+
+    def _hold_filling(self, cursor: Cursor, layout: Layout, wanted: Filling) -> None:
+        """Lock it for this transaction, if it is still where it is thought to be."""
+        if self._filling(cursor, layout, lock=True) != wanted:
+            raise FillingTakenError(
+                f"{self.where}: {layout.contract.table} is filled by somebody else too", "It goes on there."
+            )
+
+    def _filling(self, cursor: Cursor, layout: Layout, *, lock: bool = False) -> Filling | None:
+        schema = _quoted(layout.schema)
+        names = (f"{schema}.{_quoted(FILLINGS)}", layout.filling_table.as_string(None))
+        cursor.execute("SELECT to_regclass($1) IS NULL OR to_regclass($2) IS NULL", names)
+        if cursor.fetchone() == (True,):
+            return None
+        query = sql.SQL("SELECT filling::text FROM {} WHERE table_name = $1 AND organization = $2{}").format(
+            layout.fillings, sql.SQL(" FOR UPDATE" if lock else "")
+        )
+        cursor.execute(query.as_string(None), (layout.contract.table, self.owner.organization))
+        row = cursor.fetchone()
+        found = json.loads(row[0]) if row is not None else {}
+        return Filling(**found | {"reached": tuple(found["reached"])}) if found else None
 
     def _standing(self, cursor: Cursor, layout: Layout, *, lock: bool) -> int | None:
         query = sql.SQL("SELECT sequence FROM {} WHERE table_name = $1 AND organization = $2{}").format(

@@ -7,6 +7,7 @@ In the destination's schema, for each table of the lake:
 - `<table>`: the view of the latest state, in native types (jsonb, arrays, timestamptz).
 - `<table>_history`, on request: every version, keyed by `_sequence`.
 - `_lakehouse`: one row a table: whose it is, and the `_sequence` that it is complete to.
+- `_lakehouse_filling`, one row for each table that is being filled anew, and `_<table>_filling`, what that has taken.
 
 Vendor-wide, the same tables hold every organization's rows: their keys have the tenant's column too, and the marks,
 `_lakehouse_all`, one row a table and organization.
@@ -17,6 +18,7 @@ Source: postgresql.org/docs/current/sql-createview.html, "CREATE OR REPLACE VIEW
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +33,7 @@ from schemas.lake_columns import DELETE, LAKE_COLUMNS, OP, SEQUENCE, lake_fields
 from schemas.types import LogicalType
 
 MARKS = "_lakehouse"
+FILLINGS = "_lakehouse_filling"
 SHARED_MARKS = "_lakehouse_all"
 _TYPES = {
     "string": "text",
@@ -94,6 +97,16 @@ class Layout:
     @property
     def marks(self) -> sql.Identifier:
         return sql.Identifier(self.schema, MARKS if self.organization is None else SHARED_MARKS)
+
+    @property
+    def filling_table(self) -> sql.Identifier:
+        # Several organizations' may be filled at once.
+        whose = "" if self.organization is None else f"_{hashlib.sha256(self.organization.encode()).hexdigest()[:8]}"
+        return sql.Identifier(self.schema, _short(f"{self.versions_name}_filling{whose}"))
+
+    @property
+    def fillings(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, FILLINGS)
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -177,7 +190,19 @@ class Layout:
         first = [c for c in columns if c.since.split(".")[1] == "0"]
         return [*first, *own, *(c for c in columns if c not in first)]
 
-    def merge(self, batch: str) -> sql.Composed:
+    def begin_filling(self) -> Iterator[sql.Composable]:
+        """Statements that make an empty table for what a filling takes; what an older one took is dropped."""
+        columns = [sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL(native_type(c))) for c in self.fields]
+        yield sql.SQL("DROP TABLE IF EXISTS {}").format(self.filling_table)
+        yield sql.SQL("CREATE TABLE {} ({})").format(self.filling_table, sql.SQL(", ").join(columns))
+
+    def take(self, batch: sql.Identifier) -> sql.Composed:
+        """Add a batch to what a filling has taken."""
+        return sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {}").format(
+            self.filling_table, _names([c.name for c in self.fields]), self._values(), batch
+        )
+
+    def merge(self, batch: sql.Identifier) -> sql.Composed:
         """Put the newest version of each identity of the batch over an older one; a newer one stays."""
         names = [c.name for c in self.fields]
         changed = [n for n in names if n not in self.identity]
@@ -190,22 +215,22 @@ class Layout:
             names=_names(names),
             values=self._values(),
             identity=_names(self.identity),
-            batch=sql.Identifier(batch),
+            batch=batch,
             sequence=sql.Identifier(SEQUENCE),
             changes=sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in changed),
         )
 
-    def clear(self, upto: int, stands: int) -> sql.Composed:
+    def clear(self, table: sql.Identifier, upto: int, stands: int) -> sql.Composed:
         """Remove every version up to a `_sequence`, and what claims to be newer than the newest that was delivered."""
         beyond = sql.SQL("({sequence} <= {} OR {sequence} > {})").format(
             sql.Literal(upto), sql.Literal(max(upto, stands)), sequence=sql.Identifier(SEQUENCE)
         )
-        return sql.SQL("DELETE FROM {} {}").format(self.versions, self.mine(beyond))
+        return sql.SQL("DELETE FROM {} {}").format(table, self.mine(beyond))
 
-    def remember(self, batch: str) -> sql.Composed:
+    def remember(self, batch: sql.Identifier) -> sql.Composed:
         """Add every version of the batch to the history."""
         return sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} ON CONFLICT DO NOTHING").format(
-            self.history_table, _names([c.name for c in self.fields]), self._values(), sql.Identifier(batch)
+            self.history_table, _names([c.name for c in self.fields]), self._values(), batch
         )
 
     def content(self, after: int) -> sql.Composed:
@@ -260,6 +285,14 @@ def create_marks(schema: str, *, shared: bool) -> Iterator[sql.Composable]:
     )
 
 
+def create_fillings(schema: str) -> sql.Composed:
+    """The statement that makes the table of fillings."""
+    return sql.SQL(
+        "CREATE TABLE IF NOT EXISTS {} (table_name text, organization text, filling jsonb NOT NULL, "
+        "begun_at timestamptz NOT NULL DEFAULT clock_timestamp(), PRIMARY KEY (table_name, organization))"
+    ).format(sql.Identifier(schema, FILLINGS))
+
+
 def _beyond(after: int) -> list[sql.Composable]:
     return [sql.SQL("{} > {}").format(sql.Identifier(SEQUENCE), sql.Literal(after))] if after else []
 
@@ -269,8 +302,6 @@ def _names(names: Sequence[str]) -> sql.Composed:
 
 
 def _short(name: str) -> str:
-    import hashlib
-
     if len(name.encode()) <= IDENTIFIER_BYTES:
         return name
     return f"{name[:40]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"

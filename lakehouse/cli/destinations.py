@@ -177,9 +177,10 @@ def resync(
     tables: Tables = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Fill it anew from the lake's latest state: it was cleared, altered, or is an older copy.
+    """Fill it anew from the lake's current state: it was cleared, altered, or is an older copy.
 
-    Readers see what was there before or all of the new. Exit 1 if a table could not be filled.
+    Readers see what was there before or all of the new, which is compared in full. One that was interrupted goes on
+    where it was; `destinations list` shows how far. Exit 1 if a table could not be filled.
     """
     from lakehouse import destinations as operations
     from lakehouse.cli.deliver import show_delivered
@@ -232,7 +233,18 @@ def _show(found: list[Destination], *, as_json: bool) -> None:
     stdout.print(
         table(
             "",
-            ("organization", "name", "kind", "status", "cadence", "tables", "open", "last delivery", "last error"),
+            (
+                "organization",
+                "name",
+                "kind",
+                "status",
+                "cadence",
+                "tables",
+                "open",
+                "filling",
+                "last delivery",
+                "last error",
+            ),
             [
                 (
                     d.organization or "(all)",
@@ -243,6 +255,7 @@ def _show(found: list[Destination], *, as_json: bool) -> None:
                     + "".join(f", {t} {duration(s)}" for t, s in sorted(d.table_cadences.items())),
                     "all" if d.tables == ["*"] else ", ".join(d.tables),
                     d.open_deliveries,
+                    ", ".join(f"{f.table} {f.rows:,} of {f.of:,}" for f in d.fillings),
                     d.last_delivery_at,
                     d.last_error,
                 )

@@ -133,6 +133,24 @@ class DestinationTable(Base):
     __table_args__ = (CheckConstraint("cadence_seconds > 0", name="cadence"),)
 
 
+class DestinationFilling(Base):
+    """How far a table is that is being filled anew, for whoever looks; the target itself knows where it goes on."""
+
+    __tablename__ = "destination_fillings"
+    destination_id: Mapped[UUID] = mapped_column(
+        ForeignKey("warehouse_destinations.id", ondelete="CASCADE"), primary_key=True
+    )
+    organization_id: Mapped[str] = mapped_column(primary_key=True)
+    table_name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    sequence: Mapped[int] = mapped_column(BigInteger)
+    row_count: Mapped[int] = mapped_column(BigInteger)
+    of_rows: Mapped[int] = mapped_column(BigInteger)
+    """Versions that the lake held when it was begun."""
+    reached: Mapped[str | None]
+    begun_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class WarehouseDelivery(Base):
     """An outbox row: the range (`sequence_after`, `sequence_upto`] of one table for one destination.
 

@@ -6,14 +6,14 @@ the snapshots of the range's landings, changes nothing. Files whose statistics l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from catalog.tables import open_table
 from lakehouse.control import store
-from lakehouse.duck import column_type, connect, lake_relation, quoted
+from lakehouse.duck import column_type, connect, lake_relation, literal, quoted
 from lakehouse.landing.cursor import read_cursor
 from lakehouse.landing.held import unreadable
 from schemas.contract import Contract
@@ -103,6 +103,12 @@ def check_reaches(table: Table, sequence: int, wanted: int) -> None:
         )
 
 
+def state_order(contract: Contract, *, every_version: bool) -> tuple[str, ...]:
+    """The columns that a state is ordered by: the event time first, so that what is left can be found by its days."""
+    time = (contract.event_time,) if contract.event_time is not None else ()
+    return (*dict.fromkeys((*time, *contract.identity)), *((SEQUENCE,) if every_version else ()))
+
+
 @contextmanager
 def range_reader(app: App, lake: LakeTable) -> Iterator[RangeOf]:
     """Reads ranges of this table while the body runs."""
@@ -125,18 +131,74 @@ class RangeOf:
         """
         yield from self._rows(f"WHERE {SEQUENCE} > {int(after)} AND {SEQUENCE} <= {int(upto)} ORDER BY {SEQUENCE}")
 
-    def latest(self, upto: int) -> Iterator[pa.RecordBatch]:
-        """The latest state at this `_sequence`, without what is deleted, ordered by event time.
+    def state(
+        self,
+        upto: int,
+        beyond: Sequence[str] = (),
+        begin: str | None = None,
+        end: str | None = None,
+        *,
+        every_version: bool = False,
+    ) -> Iterator[pa.RecordBatch]:
+        """The latest state at this `_sequence`, without what is deleted, in the order of `state_order`.
+
+        Or every version up to it. `beyond`: only what comes after this place. `begin`, `end`: only event times from the
+        one to before the other.
 
         Raises:
             LakehouseError: the lake's files cannot be read.
         """
-        identity = ", ".join(quoted(n) for n in self.lake.contract.identity)
-        yield from self._rows(
-            f"WHERE {SEQUENCE} <= {int(upto)} "
-            f"QUALIFY row_number() OVER (PARTITION BY {identity} ORDER BY {SEQUENCE} DESC) = 1 "
-            f"AND {OP} <> '{DELETE}' ORDER BY {identity}"
+        contract = self.lake.contract
+        order = state_order(contract, every_version=every_version)
+        where = [f"{SEQUENCE} <= {int(upto)}", *self._bounds(beyond, order)]
+        for sign, bound in ((">=", begin), ("<", end)):
+            if bound is not None and contract.event_time is not None:
+                where.append(f"{quoted(contract.event_time)} {sign} {self._value(contract.event_time, bound)}")
+        identity = ", ".join(quoted(n) for n in contract.identity)
+        newest = (
+            f"QUALIFY row_number() OVER (PARTITION BY {identity} ORDER BY {SEQUENCE} DESC) = 1 AND {OP} <> '{DELETE}' "
         )
+        yield from self._rows(
+            f"WHERE {' AND '.join(where)} {'' if every_version else newest}"
+            f"ORDER BY {', '.join(quoted(n) for n in order)}"
+        )
+
+    def days(self, upto: int, beyond: Sequence[str]) -> list[tuple[str | None, int]]:
+        """Days of event times and how many versions each has, up to a `_sequence` and from a place on.
+
+        One without a name where the table has no event time.
+
+        Raises:
+            LakehouseError: the lake's files cannot be read.
+        """
+        import duckdb
+
+        time = self.lake.contract.event_time
+        day = f"strftime({quoted(time)}, '%Y-%m-%d')" if time is not None else "NULL"
+        order = state_order(self.lake.contract, every_version=True)
+        where = " AND ".join([f"{SEQUENCE} <= {int(upto)}", *self._bounds(beyond, order)[:1]])
+        try:
+            found: list[tuple[str | None, int]] = self._connection.execute(
+                f"SELECT {day}, count(*) FROM {self.lake.relation} WHERE {where} GROUP BY 1 ORDER BY 1"
+            ).fetchall()
+        except duckdb.Error as error:
+            raise unreadable(self.lake.table, error) from error
+        return found
+
+    def _bounds(self, beyond: Sequence[str], order: Sequence[str]) -> list[str]:
+        """Conditions of what comes after a place. The first is one that prunes files."""
+        values = [(quoted(n), self._value(n, v)) for n, v in zip(order, beyond, strict=False)]
+        if not values:
+            return []
+        steps = [
+            " AND ".join([*(f"{n} = {v}" for n, v in values[:i]), f"{values[i][0]} > {values[i][1]}"])
+            for i in range(len(values))
+        ]
+        return [f"{values[0][0]} >= {values[0][1]}", f"({' OR '.join(f'({s})' for s in steps)})"]
+
+    def _value(self, name: str, text: str) -> str:
+        types = {c.name: column_type(c) for c in lake_fields(self.lake.contract)}
+        return f"{literal(text)}::{types[name]}"
 
     def _rows(self, rest: str) -> Iterator[pa.RecordBatch]:
         import duckdb

@@ -7,7 +7,7 @@ to the delivery, with the time of its next attempt; other destinations are not h
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,11 +15,12 @@ from sqlalchemy import case, func, select, update
 
 from federation.config import COPYING
 from federation.kinds import DeliveryStatus, DestinationKind, DestinationStatus
-from federation.protocol import Delivery, OvertakenError
+from federation.protocol import Delivery
 from lakehouse.control.models import WarehouseDelivery, WarehouseDestination
+from lakehouse.deliver.fill import Place, fill
 from lakehouse.deliver.parity import check_range
 from lakehouse.deliver.plan import STEP, plan_deliveries
-from lakehouse.deliver.ranges import LakeTable, open_lake_table, range_reader
+from lakehouse.deliver.ranges import open_lake_table, range_reader
 from lakehouse.deliver.targets import adapter_of, credentials_of
 from lakehouse.destinations import PARITY, organizations_of
 from lakehouse.failpoints import failpoint
@@ -30,17 +31,11 @@ from lakehouse.outbox.retry import decide
 from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from sqlalchemy import Engine
 
-    from federation.protocol import Adapter, Receipt
+    from federation.protocol import Receipt
     from lakehouse.app import App
     from lakehouse.destinations import Destination
-    from schemas.contract import Contract
-
-FILLINGS = 3
-"""A resync that a delivery overtook is done so often."""
-PROGRESS_ROWS = 100_000
 
 
 def deliver_claimed(app: App, claimed: ClaimedDelivery) -> LakehouseError | None:
@@ -145,8 +140,8 @@ def _round(
 def resync(app: App, destination: Destination, tables: Sequence[str]) -> list[Delivered]:
     """Fill tables of a destination anew from the lake's latest state, one after another.
 
-    For one that was cleared, altered or fell behind; deliveries go on meanwhile and afterwards. What was given up for
-    it is tried again. Killed, it is begun again for the table that it was at.
+    For one that was cleared or altered; deliveries go on meanwhile and afterwards. Each is compared in full before it
+    counts as filled. What was given up for it is tried again. Killed, it goes on from what the target has taken.
 
     Raises:
         LakehouseError: the destination's config or credentials cannot be used.
@@ -170,7 +165,8 @@ def _resync(app: App, destination: Destination, organization: str, tables: Seque
             contract = app.contract(table)
             with app.events.unit("resync", table=table, organization=organization) as event:
                 try:
-                    receipt, lake = _fill(app, adapter, contract, organization)
+                    receipt, lake = fill(app, adapter, Place(destination.id, contract, organization))
+                    check_range(app, adapter, kind, credentials, lake, 0)
                     result.sequence, result.deliveries = receipt.sequence, 1
                     event |= {"rows": receipt.rows, "bytes": receipt.bytes, "snapshot": lake.snapshot_id}
                 except LakehouseError as error:
@@ -192,33 +188,6 @@ def _resync(app: App, destination: Destination, organization: str, tables: Seque
     if given_up:
         deliveries.retry_now(app.engine, given_up)
     return results
-
-
-def _fill(app: App, adapter: Adapter, contract: Contract, organization: str) -> tuple[Receipt, LakeTable]:
-    lake = open_lake_table(app, contract, organization)
-    upto = lake.sequence
-    for _ in range(FILLINGS):
-        try:
-            with range_reader(app, lake) as rows:
-                state = _counted(app, lake, rows.latest(upto))
-                return adapter.replace(contract, upto, lake.snapshot_id, state), lake
-        except OvertakenError as error:
-            overtaken = error
-            # What comes from now on begins where it stands.
-            upto = adapter.standing(contract)
-            lake = open_lake_table(app, contract, organization, at_least=upto)
-    raise overtaken
-
-
-def _counted(app: App, lake: LakeTable, rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same rows; an event every so many says how far it is."""
-    done = said = 0
-    for batch in rows:
-        yield batch
-        done += batch.num_rows
-        if done - said >= PROGRESS_ROWS:
-            said = done
-            app.events.emit("resync_progress", table=lake.contract.table, organization=lake.organization, rows=done)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import secrets
@@ -19,9 +20,18 @@ from psycopg import sql
 
 from federation.config import COPYING
 from federation.kinds import DeliveryStatus, DestinationKind
-from federation.protocol import Delivery, DestinationError, ForeignTargetError, GapError
+from federation.protocol import (
+    Delivery,
+    DestinationError,
+    Filling,
+    FillingTakenError,
+    ForeignTargetError,
+    GapError,
+)
 from lakehouse import destinations
 from lakehouse.deliver import run as deliver_run
+from lakehouse.deliver.fill import Place as Filled
+from lakehouse.deliver.fill import fill
 from lakehouse.deliver.parity import DifferenceError, Parity, parity
 from lakehouse.deliver.ranges import open_lake_table, range_reader
 from lakehouse.deliver.run import deliver_now, resync
@@ -399,31 +409,58 @@ def a_resync_goes_on_beside_deliveries(stage: Stage) -> None:
     house.sync_ok("events")
     stage.delivered()
     alter(stage)
+    house.reopen(DELIVER__FILL_ROWS="4")
     contract = house.app.contract("events")
     lake = open_lake_table(house.app, contract, "org-a")
     adapter = stage.adapter()
+    turns = itertools.count()
 
-    with range_reader(house.app, lake) as rows:
+    def meanwhile() -> None:
+        assert stage.parity().differences, "what was there is read all the while"
+        if next(turns) != 1:
+            return
+        (progress,) = destinations.find(house.app, "there", "org-a").fillings
+        assert (progress.table, progress.rows, progress.of) == ("events", 6 + adapter.every_version, 11)
+        assert str(progress.reached).startswith("2026-01-01")
+        with house.hot() as hot:
+            insert_events(hot, "org-a", 70, 1)
+            hot.execute("UPDATE ingested_events SET severity = 'LOW' WHERE id = 'org-a-e2'")
+        house.sync_ok("events")
+        stage.delivered()
+        assert len(stage.place.ids("events")) == 11
 
-        def state() -> Iterator[Any]:
-            yield from rows.latest(lake.sequence)
-            assert stage.parity().differences, "what was there is read all the while"
-            with house.hot() as hot:
-                insert_events(hot, "org-a", 70, 1)
-                hot.execute("UPDATE ingested_events SET severity = 'LOW' WHERE id = 'org-a-e2'")
-            house.sync_ok("events")
-            stage.delivered()
-            assert len(stage.place.ids("events")) == 11
-
-        receipt = adapter.replace(contract, lake.sequence, lake.snapshot_id, state())
+    receipt, _ = fill(house.app, adapter, Filled(stage.destination.id, contract, "org-a", meanwhile))
     adapter.close()
-    assert (receipt.rows, receipt.sequence) == (10, lake.sequence + 2)
+    assert destinations.find(house.app, "there", "org-a").fillings == []
+    assert (receipt.rows, receipt.sequence) == (10 + adapter.every_version, lake.sequence + 2)
     assert len(stage.place.ids("events")) == 11
     stage.equal()
     with house.hot() as hot:
         insert_events(hot, "org-a", 80, 1)
     house.sync_ok("events")
     stage.delivered()
+    stage.equal()
+
+
+def who_fills_beside_another_gives_way(stage: Stage) -> None:
+    stage.delivered()
+    contract = stage.house.app.contract("events")
+    adapter = stage.adapter()
+    begun = Filling("f", 10, contract.version, adapter.every_version, 10)
+    assert adapter.take(contract, None, iter(()), lambda: begun) == begun == adapter.filling(contract)
+    further = dataclasses.replace(begun, rows=1)
+    adapter.take(contract, begun, iter(()), lambda: further)
+    for late in (
+        lambda: adapter.take(contract, begun, iter(()), lambda: begun),
+        lambda: adapter.replace(contract, begun, 1),
+    ):
+        with pytest.raises(FillingTakenError) as caught:
+            late()
+        assert caught.value.retry is Retry.TIMED
+    adapter.close()
+    stage.equal()
+    (result,) = resync(stage.house.app, stage.destination, ["events"])
+    assert result.error is None, result.error
     stage.equal()
 
 
@@ -614,6 +651,7 @@ CASES: tuple[Callable[[Stage], None], ...] = (
     a_cleared_target_is_a_gap,
     a_resync_fills_it_again,
     a_resync_goes_on_beside_deliveries,
+    who_fills_beside_another_gives_way,
     ranges_outlive_expiry_and_compaction,
     small_steps_reach_the_same_end,
     a_half_failed_delivery_is_finished,

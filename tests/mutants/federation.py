@@ -12,6 +12,7 @@ FILES = "federation/files/adapter.py"
 SUITE = "conformance/test_destinations.py::test_conformance"
 PROPERTY = "property/test_capture_random.py::test_random_writers_lose_nothing_and_double_nothing[xmin]"
 KILLS = "crash/test_random_kills.py::test_killed_at_random_while_everything_goes_on"
+FILLED = "crash/test_kill_deliver.py::test_a_resync_that_was_killed_reads_what_is_left"
 EVERYWHERE = ("older-over-newer", "tombstone-physically-deleted", "unmarked-target", "range-by-snapshot")
 """Planted again for each of the suites in which everything goes on at once."""
 
@@ -104,14 +105,14 @@ DELIVERED = (
     mutant(
         "a-filling-forgets-what-came-meanwhile",
         FILES,
-        "files=(*entries, *later),",
-        "files=tuple(entries),",
+        "files=(*taken.files, *later),",
+        "files=taken.files,",
         f"{SUITE}[JSONL_S3-a_resync_goes_on_beside_deliveries]",
     ),
     mutant(
         "a-filling-that-was-overtaken-is-taken-for-done",
         FILES,
-        "            if any(f.first <= sequence for f in later):\n",
+        "            if any(f.first <= filling.sequence for f in later):\n",
         "            if later:\n                return Receipt(held.sequence, 0)\n            if False:\n",
         f"{SUITE}[PARQUET_S3-a_resync_goes_on_beside_deliveries]",
     ),
@@ -121,6 +122,28 @@ DELIVERED = (
         "sql.Literal(upto), sql.Literal(max(upto, stands))",
         "sql.Literal(max(upto, stands)), sql.Literal(max(upto, stands))",
         f"{SUITE}[POSTGRES_REPLICA-a_resync_goes_on_beside_deliveries]",
+    ),
+    mutant(
+        "a-killed-filling-begins-anew",
+        "lakehouse/deliver/fill.py",
+        "    if now is None or not _usable(now, adapter, lake):",
+        "    if True:",
+        f"{FILLED}[POSTGRES_REPLICA-fill.taken-4]",
+        f"{FILLED}[PARQUET_S3-fill.before_exchange-0]",
+    ),
+    mutant(
+        "what-landed-since-is-left-out-of-a-filling",
+        "lakehouse/deliver/fill.py",
+        "    if now.sequence >= upto:\n        return now\n",
+        "    if now.rows:\n        return now\n",
+        f"{FILLED}[JSONL_S3-fill.taken-4]",
+    ),
+    mutant(
+        "two-fill-one-table",
+        REPLICA,
+        "        if self._filling(cursor, layout, lock=True) != wanted:",
+        "        if False:",
+        f"{SUITE}[POSTGRES_REPLICA-who_fills_beside_another_gives_way]",
     ),
     mutant(
         "a-view-is-replaced-before-its-readers-eyes",
@@ -217,8 +240,8 @@ DELIVERED = (
     mutant(
         "a-filling-takes-other-organizations-away",
         LAYOUT,
-        'sql.SQL("DELETE FROM {} {}").format(self.versions, self.mine(beyond))',
-        'sql.SQL("DELETE FROM {} WHERE {}").format(self.versions, beyond)',
+        'sql.SQL("DELETE FROM {} {}").format(table, self.mine(beyond))',
+        'sql.SQL("DELETE FROM {} WHERE {}").format(table, beyond)',
         "conformance/test_shared.py::test_every_organization_is_in_one_table[POSTGRES_REPLICA]",
     ),
     mutant(
