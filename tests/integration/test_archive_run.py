@@ -273,6 +273,21 @@ def test_workers_archive_on_a_schedule_and_only_where_it_is_enabled(house: Lakeh
     assert work(house) == 0, "another worker is at it"
 
 
+def test_a_lake_that_does_not_answer_deletes_nothing_and_the_next_run_goes_on(house: Lakehouse, tmp_path: Path) -> None:
+    with house.hot() as hot:
+        old_events(hot, "org-a", 1, 5)
+    house.backfill("events")
+    enable(house.app, "org-a", reason="x")
+    warehouse, elsewhere = tmp_path / "warehouse", tmp_path / "elsewhere"
+    warehouse.rename(elsewhere)
+    result = archive_all(house.app, tables=["events"])
+    assert result.first_error is not None
+    assert not tombstones(house)
+    assert count(house, "ingested_events") == 5
+    elsewhere.rename(warehouse)
+    assert archive_all(house.app, tables=["events"]).tables[0].rows == 5
+
+
 def test_a_run_stops_between_two_batches(house: Lakehouse) -> None:
     house.reopen(ARCHIVE__BATCH_ROWS="10", ARCHIVE__PROOF_ROWS="25")
     with house.hot() as hot:
