@@ -113,12 +113,16 @@ def delete_batch(
             "Another session holds a lock that the batch needs, or the server is slow. It is tried again.",
             retry=Retry.TIMED,
         ) from error
-    except psycopg.errors.IntegrityError as error:
+    except psycopg.OperationalError:
+        # It broke off: whose connection it is says so.
+        raise
+    except psycopg.DatabaseError as error:
         raise ArchiveError(
-            f"{contract.source_name}: organization {organization}: the delete was refused: "
-            f"{error.diag.message_primary}; nothing was deleted",
-            "A foreign key or trigger of the host stands against it. It is tried again.",
-            retry=Retry.TIMED,
+            f"{contract.source_name}: organization {organization}: the database refused: "
+            f"{error.diag.message_primary or error}; nothing was deleted",
+            "A foreign key, trigger or missing right of the host stands against it; `lakehouse archive plan` names "
+            "triggers.",
+            retry=Retry.TIMED if isinstance(error, psycopg.IntegrityError) else Retry.MANUAL,
         ) from error
     else:
         failpoint("archive.after_commit")

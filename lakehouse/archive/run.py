@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from lakehouse.archive.age import read_retention
+from lakehouse.archive.age import RetentionRefused, read_retention
 from lakehouse.archive.batch import REFERRED, Batch, Prepared, delete_batch
 from lakehouse.archive.candidates import Place, archive_source, read_slice
 from lakehouse.archive.durable import Waiver, read_backing
@@ -234,7 +234,7 @@ class _Run:
         ) as event:
             try:
                 self._work(organization, gate, policy, done)
-            except (PolicyOff, TableRefused) as error:
+            except (PolicyOff, RetentionRefused, TableRefused) as error:
                 done.state, done.detail = ("off" if isinstance(error, PolicyOff) else "refused"), error.detail
             except LakehouseError as error:
                 done.state, done.detail, done.error = "error", error.detail, error

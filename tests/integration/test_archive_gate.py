@@ -194,6 +194,13 @@ STOPS: dict[str, tuple[str, str, type[LakehouseError], str]] = {
         ArchiveError,
         "0 rows would have been deleted",
     ),
+    "a trigger that raises": (
+        "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''not this one''; END'; "
+        "CREATE TRIGGER no BEFORE DELETE ON ingested_events FOR EACH ROW EXECUTE FUNCTION no()",
+        "DROP FUNCTION no CASCADE",
+        ArchiveError,
+        "the database refused: not this one",
+    ),
     "a rule that keeps rows": (
         "CREATE RULE no AS ON DELETE TO ingested_events DO INSTEAD NOTHING",
         "DROP RULE no ON ingested_events",

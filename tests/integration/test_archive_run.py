@@ -155,7 +155,11 @@ def test_refusals_are_planned_and_stop_only_their_table(house: Lakehouse) -> Non
     house.backfill("events")
     house.backfill("findings")
     enable(house.app, "org-a", reason="x")
-    plan = house.run_json("archive", "plan", "--organization", "org-a")
+    enable(house.app, "org-b", reason="x")
+    with house.hot() as hot:
+        hot.execute("UPDATE organizations SET data_retention_days = 0 WHERE id = 'org-b'")
+    plan = house.run_json("archive", "plan")
+    assert all("data_retention_days is 0" in t["refusals"][0] for t in plan["tables"] if t["organization"] == "org-b")
     assert any(
         'CREATE INDEX CONCURRENTLY ON "public"."rule_runs" ("event_id")' in r
         for r in of(plan, "org-a", "events")["refusals"]
@@ -165,9 +169,11 @@ def test_refusals_are_planned_and_stop_only_their_table(house: Lakehouse) -> Non
     assert of(plan, "org-a", "findings")["notes"] == ["trigger seen of public.security_findings fires at each delete"]
     human = house.run("archive", "plan").stdout
     assert "trigger seen" in human
-    assert "archiving is off for org-b, org-c" in human
+    assert "archiving is off for org-c" in human
     done = house.run_json("archive", "run")
-    states = {t["table"]: t["state"] for t in done["tables"]}
+    states = {t["table"]: t["state"] for t in done["tables"] if t["organization"] == "org-a"}
+    of_others = {t["table"]: t["detail"] for t in done["tables"] if t["organization"] == "org-b"}
+    assert "data_retention_days is 0" in of_others["findings"]
     assert states == {
         "events": "refused", "findings": "done", "audit_log": "refused", "rule_runs": "not ready",
         "workflow_deliveries": "not ready",
