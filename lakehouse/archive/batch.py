@@ -256,6 +256,7 @@ class _Run:
             # A batch is small beside its tables, and every index that it needs was looked for.
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
+            ("enable_seqscan", "off"),
         ):
             self.connection.execute("SELECT set_config(%s, %s, true)", [name, value])
 

@@ -81,6 +81,13 @@ MUTANTS = (
         f"{SUITE}::test_an_index_that_does_not_serve_the_key_is_none",
     ),
     mutant(
+        "tables-are-read-whole",
+        BATCH,
+        '            ("enable_seqscan", "off"),\n',
+        "",
+        f"{SUITE}::test_no_table_is_read_from_end_to_end",
+    ),
+    mutant(
         "own-references-not-followed",
         BATCH,
         "        if not gate.own or not going:",
