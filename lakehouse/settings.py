@@ -254,7 +254,7 @@ class ArchiveSettings(_Section):
 
     url: SecretStr | None = None
     batch_rows: Annotated[int, Field(ge=1, le=100_000)] = 10_000
-    proof_rows: Annotated[int, Field(ge=1)] = 200_000
+    proof_rows: Annotated[int, Field(ge=1)] = 100_000
     rows_per_second: Annotated[int, Field(ge=0)] = 0
     replica_lag_seconds: Annotated[float, Field(ge=0)] = 30
     every_seconds: Annotated[float, Field(gt=0)] = 3600

@@ -27,12 +27,22 @@ from psycopg import sql
 
 from lakehouse.archive import age
 from lakehouse.archive.candidates import EVENT, HASH, KEY, XMIN, key_names
+from lakehouse.archive.durable import Backing
 from lakehouse.archive.gate import Gate, inspect
 from lakehouse.archive.holds import held
 from lakehouse.archive.installation import ArchiveError, lock_organization, table
 from lakehouse.archive.policy import Policy, PolicyOff, read_policy
 from lakehouse.archive.proof import FILE, LANDED_AT, SEQUENCE_OF, Proven
-from lakehouse.archive.records import FIRST_CHAIN, Receipt, Tombstone, chain_after, content_digest, tombstones_digest
+from lakehouse.archive.records import (
+    FIRST_CHAIN,
+    Receipt,
+    Tombstone,
+    chain_after,
+    content_digest,
+    lines_digest,
+    moment,
+    tombstone_lines,
+)
 from lakehouse.archive.scope import as_sql
 from lakehouse.archive.seal import Sealer
 from lakehouse.failpoints import failpoint
@@ -75,7 +85,7 @@ def delete_batch(
     connection: psycopg.Connection[Any],
     contract: Contract,
     organization: str,
-    proof: Proven,
+    proof: Proven | Prepared,
     sealer: Sealer,
 ) -> Batch:
     """Delete what was proven and still is as it was, in one transaction; the rest stays and is counted by reason.
@@ -87,7 +97,8 @@ def delete_batch(
         ArchiveError: a lock was not to be had in time, or a delete took other rows than it should. In every case
             nothing was deleted, unless the connection broke off at the COMMIT: then the database alone knows.
     """
-    run = _Run(app, connection, contract, organization, proof, sealer)
+    prepared = proof if isinstance(proof, Prepared) else Prepared(proof, sealer)
+    run = _Run(app, connection, contract, organization, prepared, sealer)
     run.prepare()
     began = time.monotonic()
     try:
@@ -102,12 +113,16 @@ def delete_batch(
             "Another session holds a lock that the batch needs, or the server is slow. It is tried again.",
             retry=Retry.TIMED,
         ) from error
-    except psycopg.errors.IntegrityError as error:
+    except psycopg.OperationalError:
+        # It broke off: whose connection it is says so.
+        raise
+    except psycopg.DatabaseError as error:
         raise ArchiveError(
-            f"{contract.source_name}: organization {organization}: the delete was refused: "
-            f"{error.diag.message_primary}; nothing was deleted",
-            "A foreign key or trigger of the host stands against it. It is tried again.",
-            retry=Retry.TIMED,
+            f"{contract.source_name}: organization {organization}: the database refused: "
+            f"{error.diag.message_primary or error}; nothing was deleted",
+            "A foreign key, trigger or missing right of the host stands against it; `lakehouse archive plan` names "
+            "triggers.",
+            retry=Retry.TIMED if isinstance(error, psycopg.IntegrityError) else Retry.MANUAL,
         ) from error
     else:
         failpoint("archive.after_commit")
@@ -119,6 +134,35 @@ class _NothingToDo(Exception):
     """Rolls the transaction back; nobody's error."""
 
 
+class Prepared:
+    """What was proven, as the transaction needs it: everything that can be computed before anything is locked."""
+
+    def __init__(self, proof: Proven, sealer: Sealer) -> None:
+        self.proof = proof
+        columns = {name: proof.rows[name].to_pylist() for name in proof.rows.column_names}
+        self.keys: list[str] = columns[KEY]
+        self.hashes: list[str] = columns[HASH]
+        self.sequences: list[int] = columns[SEQUENCE_OF]
+        self.files: list[str] = columns[FILE]
+        events = [_moment(value) for value in columns[EVENT]]
+        self.events = [moment(event) for event in events]
+        self.keyed = [sealer.keyed_hash(h)[0] for h in self.hashes]
+        self.hash_key = sealer.hash_key_version
+        self.order = sorted(range(len(self.keys)), key=lambda n: self.keys[n].encode())
+        """Of the keys' bytes: how receipts count rows."""
+        names = key_names(proof.contract)
+        self.rows = [
+            *(columns[name] for name in names),
+            self.keys,
+            events,
+            self.hashes,
+            columns[XMIN],
+            self.sequences,
+            columns[LANDED_AT],
+            self.keyed,
+        ]
+
+
 class _Run:
     def __init__(
         self,
@@ -126,49 +170,41 @@ class _Run:
         connection: psycopg.Connection[Any],
         contract: Contract,
         organization: str,
-        proof: Proven,
+        prepared: Prepared,
         sealer: Sealer,
     ) -> None:
         self.app = app
         self.connection = connection
         self.contract = contract
         self.organization = organization
-        self.proof = proof
+        self.prepared = prepared
+        self.proof = prepared.proof
         self.sealer = sealer
         self.batch = Batch(organization, contract.table)
-        columns = {name: proof.rows[name].to_pylist() for name in proof.rows.column_names}
-        self.keys: list[str] = columns[KEY]
-        self.hashes: list[str] = columns[HASH]
-        self.sequences: list[int] = columns[SEQUENCE_OF]
-        self.events: list[datetime | None] = [_moment(value) for value in columns[EVENT]]
-        self.files: list[str] = columns[FILE]
-        self.columns = columns
-        # Before anything is locked.
-        self.keyed = [sealer.keyed_hash(h) for h in self.hashes]
-        self.proven = sql.Identifier("pg_temp", f"lakehouse_proven_{len(contract.primary_key)}")
+        self.name = f"lakehouse_proven_{len(contract.primary_key)}"
+        self.proven = sql.Identifier("pg_temp", self.name)
 
     def prepare(self) -> None:
         """Bring what was proven to the server, into a temporary table that the session keeps."""
         names = key_names(self.contract)
         self.connection.execute(
             sql.SQL(
-                "CREATE TEMP TABLE IF NOT EXISTS {} (n integer, {}, row_hash text, hot_xmin bigint, "
-                "landed_at timestamptz, PRIMARY KEY ({}))"
+                "CREATE TEMP TABLE IF NOT EXISTS {} (n integer, {}, row_key text, event_time timestamptz, "
+                "row_hash text, hot_xmin bigint, sequence bigint, landed_at timestamptz, keyed_hash text, "
+                "PRIMARY KEY ({}))"
             ).format(
-                sql.Identifier(self.proven.as_string(None).rpartition(".")[2].strip('"')),
+                sql.Identifier(self.name),
                 sql.SQL(", ").join(sql.SQL("{} text").format(sql.Identifier(n)) for n in names),
                 sql.SQL(", ").join(map(sql.Identifier, names)),
             )
         )
         self.connection.execute(sql.SQL("TRUNCATE {}").format(self.proven))
-        chosen = [*names, HASH, XMIN, LANDED_AT]
-        copy_in = sql.SQL("COPY {} (n, {}) FROM STDIN (FORMAT BINARY)").format(
-            self.proven, sql.SQL(", ").join(map(sql.Identifier, chosen))
-        )
+        copy_in = sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(self.proven)
+        text, number, time_ = "text", "int8", "timestamptz"
         with self.connection.cursor() as cursor, cursor.copy(copy_in) as copy:
-            copy.set_types(["int4", *["text"] * len(names), "text", "int8", "timestamptz"])
-            for n, row in enumerate(zip(*(self.columns[c] for c in chosen), strict=True)):
-                copy.write_row((n, *row))
+            copy.set_types(["int4", *[text] * len(names), text, time_, text, number, number, time_, text])
+            for row in zip(range(len(self.prepared.keys)), *self.prepared.rows, strict=True):
+                copy.write_row(row)
         self.connection.execute(sql.SQL("ANALYZE {}").format(self.proven))
 
     def transact(self) -> None:
@@ -195,9 +231,7 @@ class _Run:
         going = self._without_referred(gate, self._look(gate, retention.cutoff, locked))
         if not going:
             raise _NothingToDo
-        number, previous = self._chain()
-        tombstones = self._tombstones(going, number, f"{age.RETENTION_COLUMN} {retention.days}", policy, retention.now)
-        self._write(number, previous, going, tombstones)
+        self._write(going, f"{age.RETENTION_COLUMN} {retention.days}", policy, retention.now)
         failpoint("archive.tombstones_written")
         gone = self.connection.execute(
             sql.SQL("DELETE FROM {} AS t USING {} AS p WHERE p.n = ANY(%s) AND {}").format(
@@ -205,10 +239,10 @@ class _Run:
             ),
             [going],
         ).rowcount
-        if gone != len(tombstones):
+        if gone != len(going):
             raise ArchiveError(
                 f"{self.contract.source_name}: organization {self.organization}: {gone} rows would have been deleted, "
-                f"{len(tombstones)} were proven and locked: nothing was deleted",
+                f"{len(going)} were proven and locked: nothing was deleted",
                 "A trigger or rule of the host interferes with deletes; `lakehouse archive plan` names them.",
                 retry=Retry.MANUAL,
             )
@@ -222,6 +256,7 @@ class _Run:
             # A batch is small beside its tables, and every index that it needs was looked for.
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
+            ("enable_seqscan", "off"),
         ):
             self.connection.execute("SELECT set_config(%s, %s, true)", [name, value])
 
@@ -263,7 +298,7 @@ class _Run:
         ).fetchall()
         found = dict(rows)
         going = []
-        for n in range(len(self.keys)):
+        for n in range(len(self.prepared.keys)):
             if n not in found:
                 self.batch.kept[GONE] += 1
             elif n not in locked:
@@ -328,33 +363,32 @@ class _Run:
         ).fetchone()
         return (row[0] + 1, row[1]) if row else (1, FIRST_CHAIN)
 
-    def _tombstones(
-        self, going: Sequence[int], number: int, policy: str, allowed: Policy, now: datetime
-    ) -> list[Tombstone]:
-        backing = self.proof.backing
-        holding = {s: backing.holding(s) for s in {self.sequences[n] for n in going}}
-        return [
-            Tombstone(
-                organization=self.organization,
-                table=self.contract.table,
-                row_key=self.keys[n],
-                event_time=self.events[n],
-                sequence=self.sequences[n],
-                batch=number,
-                delivered_to=holding[self.sequences[n]],
-                snapshot_id=self.proof.snapshot_id,
-                keyed_hash=self.keyed[n][0],
-                hash_key=self.keyed[n][1],
-                contract_version=self.contract.version,
-                policy=policy,
-                operator=allowed.changed_by,
-                archived_at=now,
-            )
-            for n in going
-        ]
-
-    def _write(self, number: int, previous: str, going: Sequence[int], tombstones: list[Tombstone]) -> None:
-        first = tombstones[0]
+    def _write(self, going: Sequence[int], policy: str, allowed: Policy, now: datetime) -> None:
+        """Batch, receipt and tombstones; the rows of the latter go from the temporary table, not over the wire."""
+        ready, backing = self.prepared, self.proof.backing
+        number, previous = self._chain()
+        shared = Tombstone(
+            organization=self.organization,
+            table=self.contract.table,
+            row_key="",
+            event_time=None,
+            sequence=0,
+            batch=number,
+            delivered_to=(),
+            snapshot_id=self.proof.snapshot_id,
+            keyed_hash="",
+            hash_key=ready.hash_key,
+            contract_version=self.contract.version,
+            policy=policy,
+            operator=allowed.changed_by,
+            archived_at=now,
+        )
+        gone = set(going)
+        order = [n for n in ready.order if n in gone]
+        rows = (
+            (ready.keys[n], ready.events[n], ready.sequences[n], backing.holding(ready.sequences[n]), ready.keyed[n])
+            for n in order
+        )
         receipt = Receipt(
             installation=self.app.settings.installation,
             organization=self.organization,
@@ -363,18 +397,18 @@ class _Run:
             batch=uuid.uuid4(),
             number=number,
             previous=previous,
-            rows=len(tombstones),
-            content_sha256=content_digest((self.keys[n], self.hashes[n]) for n in going),
-            tombstones_sha256=tombstones_digest(tombstones),
+            rows=len(going),
+            content_sha256=content_digest((ready.keys[n], ready.hashes[n]) for n in order),
+            tombstones_sha256=lines_digest(tombstone_lines(shared, rows)),
             lake_table=self.proof.lake_table,
             snapshot_id=self.proof.snapshot_id,
-            files=tuple(sorted({self.files[n] for n in going})),
-            destinations=self.proof.backing.receipt(),
-            policy=first.policy,
-            operator=first.operator,
+            files=tuple(sorted({ready.files[n] for n in going})),
+            destinations=backing.receipt(),
+            policy=policy,
+            operator=allowed.changed_by,
             method=METHOD,
             software=f"lakehouse {version('lakehouse')}",
-            archived_at=first.archived_at,
+            archived_at=now,
         )
         sealed = self.sealer.seal(receipt)
         self.connection.execute(
@@ -390,25 +424,30 @@ class _Run:
                 receipt.rows,
                 sealed,
                 chain_after(previous, sealed),
-                first.archived_at,
+                now,
             ],
         )
-        copy_in = sql.SQL(
-            "COPY {} (organization_id, table_name, row_key, event_time, sequence, batch, delivered_to, snapshot_id, "
-            "keyed_hash, hash_key, contract_version, policy, operator, archived_at) FROM STDIN (FORMAT BINARY)"
-        ).format(table("cold_storage_archive"))
-        with self.connection.cursor() as cursor, cursor.copy(copy_in) as copy:
-            copy.set_types(
-                ["text", "text", "text", "timestamptz", "int8", "int8", "text[]", "int8"]
-                + ["text"] * 5
-                + ["timestamptz"]
-            )
-            for t in tombstones:
-                row = [
-                    t.organization, t.table, t.row_key, t.event_time, t.sequence, t.batch, list(t.delivered_to),
-                    t.snapshot_id, t.keyed_hash, t.hash_key, t.contract_version, t.policy, t.operator, t.archived_at,
-                ]  # fmt: skip
-                copy.write_row(row)
+        self.connection.execute(
+            sql.SQL(
+                "INSERT INTO {} (organization_id, table_name, row_key, event_time, sequence, batch, delivered_to, "
+                "snapshot_id, keyed_hash, hash_key, contract_version, policy, operator, archived_at) "
+                "SELECT %(organization)s, %(table)s, p.row_key, p.event_time, p.sequence, %(batch)s, {}, "
+                "%(snapshot)s, p.keyed_hash, %(hash_key)s, %(version)s, %(policy)s, %(operator)s, %(now)s "
+                "FROM {} AS p WHERE p.n = ANY(%(going)s)"
+            ).format(table("cold_storage_archive"), _holding(backing), self.proven),
+            {
+                "organization": shared.organization,
+                "table": shared.table,
+                "batch": number,
+                "snapshot": shared.snapshot_id,
+                "hash_key": shared.hash_key,
+                "version": shared.contract_version,
+                "policy": policy,
+                "operator": shared.operator,
+                "now": now,
+                "going": list(going),
+            },
+        )
         self.batch.number, self.batch.id, self.batch.receipt = number, receipt.batch, sealed
 
     def _hot(self) -> sql.Identifier:
@@ -430,6 +469,15 @@ class _Run:
             )
         )
         return sql.SQL(" AND ").join(terms)
+
+
+def _holding(backing: Backing) -> sql.Composable:
+    """As `Backing.holding`, over the temporary table."""
+    labels = sql.SQL(", ").join(
+        sql.SQL("CASE WHEN p.sequence <= {} THEN {}::text END").format(sql.Literal(d.sequence), sql.Literal(d.label))
+        for d in backing.destinations
+    )
+    return sql.SQL("array_remove(ARRAY[{}]::text[], NULL)").format(labels)
 
 
 def _moment(value: datetime | date | None) -> datetime | None:

@@ -89,8 +89,10 @@ _COMPLETE = text(
     SELECT d.name, d.kind, coalesce(min(w.sequence_after) FILTER (WHERE w.status <> 'DELIVERED'),
                                     max(w.sequence_upto) FILTER (WHERE w.status = 'DELIVERED')) AS upto
     FROM warehouse_destinations d
-    JOIN warehouse_deliveries w ON w.destination_id = d.id AND w.organization_id = d.organization_id
-    WHERE d.organization_id = :organization AND w.table_name = :table
+    JOIN warehouse_deliveries w ON w.destination_id = d.id
+    -- A destination without an organization has every organization's rows; its deliveries are one organization's each.
+    WHERE w.organization_id = :organization AND w.table_name = :table
+      AND (d.organization_id = :organization OR d.organization_id IS NULL)
     GROUP BY d.id, d.name, d.kind ORDER BY d.kind, d.name
     """
 )

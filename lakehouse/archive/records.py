@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -152,12 +152,35 @@ def content_digest(rows: Iterable[tuple[str, str]]) -> str:
     return digest.hexdigest()
 
 
+def tombstone_lines(
+    shared: Tombstone, rows: Iterable[tuple[str, str | None, int, Sequence[str], str]]
+) -> Iterator[str]:
+    """`Tombstone.line` of many rows that differ only in key, event time (as `moment`), sequence, destinations and hash.
+
+    What they share is encoded once: a batch writes these while its rows are locked.
+    """
+    encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+    head = encode([shared.organization, shared.table])[:-1]
+    middle = f",{shared.snapshot_id},"
+    tail = encode(
+        [shared.hash_key, shared.contract_version, shared.policy, shared.operator, moment(shared.archived_at)]
+    )[1:]
+    destinations: dict[Sequence[str], str] = {}
+    for key, event, sequence, delivered, keyed in rows:
+        if (held := destinations.get(delivered)) is None:
+            held = destinations[delivered] = encode(list(delivered))
+        time = "null" if event is None else f'"{event}"'
+        yield f'{head},{encode(key)},{time},{sequence},{shared.batch},{held}{middle}"{keyed}",{tail}'
+
+
+def lines_digest(lines: Iterable[str]) -> str:
+    """SHA-256 over lines of tombstones that come in the order of their keys' bytes; see `tombstones_digest`."""
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
 def tombstones_digest(tombstones: Iterable[Tombstone]) -> str:
     """SHA-256 over the lines of a batch's tombstones, in the order of their keys' bytes."""
-    digest = hashlib.sha256()
-    for tombstone in sorted(tombstones, key=lambda t: t.row_key.encode()):
-        digest.update(f"{tombstone.line()}\n".encode())
-    return digest.hexdigest()
+    return lines_digest(t.line() for t in sorted(tombstones, key=lambda t: t.row_key.encode()))
 
 
 def chain_after(previous: str, receipt: str) -> str:

@@ -11,14 +11,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from lakehouse.archive.age import read_retention
-from lakehouse.archive.batch import REFERRED, delete_batch
+from lakehouse.archive.age import RetentionRefused, read_retention
+from lakehouse.archive.batch import REFERRED, Batch, Prepared, delete_batch
 from lakehouse.archive.candidates import Place, archive_source, read_slice
 from lakehouse.archive.durable import Waiver, read_backing
 from lakehouse.archive.export import export_batches, recover_batches
@@ -27,7 +28,7 @@ from lakehouse.archive.holds import restore_from_lake
 from lakehouse.archive.installation import ArchiveError, connect, note
 from lakehouse.archive.plan import Gates, open_gates
 from lakehouse.archive.policy import Policy, PolicyOff, policies
-from lakehouse.archive.proof import Unproven, prove
+from lakehouse.archive.proof import Proof, Unproven, prove
 from lakehouse.archive.readiness import not_ready
 from lakehouse.archive.seal import Sealer
 from lakehouse.archive.throttle import Throttle
@@ -177,6 +178,15 @@ def _chosen(known: dict[str, Policy], wanted: Sequence[str], *, dry_run: bool) -
     return list(dict.fromkeys(wanted))
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A slice that was read: its proof, which is open until `stack` is closed, and where the slice ends."""
+
+    proof: Proof | None
+    last: Place | None
+    stack: ExitStack
+
+
 @dataclass
 class _Run:
     app: App
@@ -224,7 +234,7 @@ class _Run:
         ) as event:
             try:
                 self._work(organization, gate, policy, done)
-            except (PolicyOff, TableRefused) as error:
+            except (PolicyOff, RetentionRefused, TableRefused) as error:
                 done.state, done.detail = ("off" if isinstance(error, PolicyOff) else "refused"), error.detail
             except LakehouseError as error:
                 done.state, done.detail, done.error = "error", error.detail, error
@@ -249,55 +259,83 @@ class _Run:
             done.state = "stopped"
 
     def _pass(self, organization: str, gate: Gate, waiver: Waiver | None, done: TableRun) -> None:
-        """Every candidate once, slice by slice."""
-        after: Place | None = None
-        while not self.should_stop():
-            cutoff = read_retention(self.connection, self.app.settings.source, organization).cutoff
-            found = read_slice(
-                self.source, gate, organization, cutoff, after=after, most=self.app.settings.archive.proof_rows
-            )
-            if found.rows.num_rows:
-                self._slice(organization, gate, waiver, done, found, cutoff)
-            if found.last is None:
-                return
-            after = found.last
+        """Every candidate once, slice by slice: while one is deleted, the next is read and proven."""
+        with connect(self.app) as aside, ThreadPoolExecutor(1, thread_name_prefix="proof") as pool:
 
-    def _slice(
-        self, organization: str, gate: Gate, waiver: Waiver | None, done: TableRun, found: Any, cutoff: datetime
-    ) -> None:
+            def begin(after: Place | None) -> Future[_Opened]:
+                return pool.submit(self._open, aside, organization, gate, waiver, after)
+
+            following: Future[_Opened] | None = begin(None)
+            try:
+                while following is not None:
+                    opened, following = following.result(), None
+                    with opened.stack:
+                        if opened.last is not None and not self.should_stop():
+                            following = begin(opened.last)
+                        if opened.proof is not None:
+                            self._slice(organization, gate, done, opened.proof)
+            finally:
+                if following is not None and following.exception() is None:
+                    following.result().stack.close()
+
+    def _open(
+        self,
+        connection: psycopg.Connection[Any],
+        organization: str,
+        gate: Gate,
+        waiver: Waiver | None,
+        after: Place | None,
+    ) -> _Opened:
+        """Read and prove one slice. In a thread of its own, so with a connection of its own."""
         settings = self.app.settings.archive
-        backing = read_backing(self.app.engine, organization, done.table, settings.receipt_kinds, waiver)
-        with prove(self.app, self.connection, gate, found, organization, cutoff, backing, named=NAMED) as proof:
-            done.candidates += proof.candidates
-            done.proven += proof.proven
-            done.files += proof.files
-            done.kept.update(proof.kept)
-            done.unproven += proof.unproven[: NAMED - len(done.unproven)]
-            if self.dry_run:
-                return
-            for part in proof.batches(settings.batch_rows):
-                if self.should_stop():
-                    return
+        cutoff = read_retention(connection, self.app.settings.source, organization).cutoff
+        found = read_slice(self.source, gate, organization, cutoff, after=after, most=settings.proof_rows)
+        with ExitStack() as stack:
+            if not found.rows.num_rows:
+                return _Opened(None, None, stack.pop_all())
+            backing = read_backing(self.app.engine, organization, gate.contract.table, settings.receipt_kinds, waiver)
+            proof = stack.enter_context(
+                prove(self.app, connection, gate, found, organization, cutoff, backing, named=NAMED)
+            )
+            return _Opened(proof, found.last, stack.pop_all())
+
+    def _slice(self, organization: str, gate: Gate, done: TableRun, proof: Proof) -> None:
+        done.candidates += proof.candidates
+        done.proven += proof.proven
+        done.files += proof.files
+        done.kept.update(proof.kept)
+        done.unproven += proof.unproven[: NAMED - len(done.unproven)]
+        if self.dry_run:
+            return
+        # What can be computed before rows are locked is computed while the batch before is at work.
+        parts = (Prepared(part, self.sealer) for part in proof.batches(self.app.settings.archive.batch_rows))
+        with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
+            following = pool.submit(next, parts, None)
+            while (part := following.result()) is not None and not self.should_stop():
+                following = pool.submit(next, parts, None)
                 batch = delete_batch(self.app, self.connection, gate.contract, organization, part, self.sealer)
-                done.kept.update(batch.kept)
-                done.slowest_batch_seconds = max(done.slowest_batch_seconds, batch.seconds)
-                if batch.number is not None:
-                    done.rows += batch.rows
-                    done.batches += 1
-                    done.first_batch = done.first_batch or batch.number
-                    done.last_batch = batch.number
-                self.app.events.emit(
-                    "archive_batch",
-                    organization=organization,
-                    table=done.table,
-                    batch=batch.number,
-                    rows=batch.rows,
-                    kept=dict(batch.kept),
-                    done=done.rows,
-                    proven=done.proven,
-                    milliseconds=round(batch.seconds * 1000, 1),
-                )
+                self._count(done, batch)
                 self.throttle.after(self.connection, batch.rows)
+
+    def _count(self, done: TableRun, batch: Batch) -> None:
+        done.kept.update(batch.kept)
+        done.slowest_batch_seconds = max(done.slowest_batch_seconds, batch.seconds)
+        if batch.number is not None:
+            done.rows += batch.rows
+            done.batches += 1
+            done.first_batch = done.first_batch or batch.number
+            done.last_batch = batch.number
+        self.app.events.emit(
+            "archive_batch",
+            organization=batch.organization,
+            table=done.table,
+            batch=batch.number,
+            rows=batch.rows,
+            kept=dict(batch.kept),
+            done=done.rows,
+            proven=done.proven,
+            milliseconds=round(batch.seconds * 1000, 1),
+        )
 
     def _export(self, organization: str) -> None:
         try:

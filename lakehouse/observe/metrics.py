@@ -35,6 +35,9 @@ def count_events(events: Events, registry: CollectorRegistry) -> None:
     )
     rows = Counter("lakehouse_landed_rows", "Rows landed.", ["table", "op"], registry=registry)
     size = Counter("lakehouse_landed_bytes", "Bytes of landed data files.", ["table"], registry=registry)
+    archived = Counter(
+        "lakehouse_archived_rows", "Rows that left the hot database for the lake.", ["table"], registry=registry
+    )
     failures = Counter("lakehouse_failures", "Units that failed, by table.", ["unit", "table"], registry=registry)
     losses = Counter("lakehouse_lease_losses", "Leases of this process that others took over.", registry=registry)
 
@@ -47,6 +50,8 @@ def count_events(events: Events, registry: CollectorRegistry) -> None:
             failures.labels(kind, event.get("table", "")).inc()
         if kind == "lease_lost":
             losses.inc()
+        if kind == "archive_batch":
+            archived.labels(event["table"]).inc(event["rows"])
         if kind == "landing" and outcome == "ok":
             rows.labels(event["table"], "upsert").inc(event["rows"])
             rows.labels(event["table"], "delete").inc(event["deletes"])

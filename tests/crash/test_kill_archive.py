@@ -27,6 +27,8 @@ from lakehouse.archive.records import FIRST_CHAIN, chain_after, content_digest, 
 from lakehouse.archive.seal import PublicKey, Sealer, read_signing_key, unseal
 from lakehouse.duck import connect, lake_relation
 from lakehouse.failpoints import NAMES
+from lakehouse.recall.request import make_request
+from lakehouse.recall.run import recall
 from schemas.canonical import duckdb_hash, postgres_hash
 from tests.cold import REFERENCES, allow, archive_variables, old_events, old_findings, tombstones
 from tests.crash_report import LOG, note_kill_from_outside
@@ -197,8 +199,24 @@ def check_lake(house: Lakehouse, work: Workload) -> None:
                 assert lake[tombstone.row_key, tombstone.sequence] == work.journal[table, tombstone.row_key]
 
 
+def check_recall(house: Lakehouse, work: Workload, folder: Path) -> None:
+    """Every row that left is brought back as the journal has it: the digest is over each row's content."""
+    for table in TABLES:
+        ids = sorted(t.row_key for t in tombstones(house) if t.table == table)
+        back = recall(
+            house.app,
+            make_request("org-a", house.app.contract(table), ids=ids),
+            target="parquet",
+            output=str(folder / f"{table}.parquet"),
+            reason="the journal",
+            by="the test",
+        )
+        assert not back.missing
+        assert back.content_sha256 == content_digest((key, work.journal[table, key]) for key in ids)
+
+
 @pytest.mark.timeout(120 + 10 * KILLS)
-def test_killed_while_rows_leave(house: Lakehouse) -> None:
+def test_killed_while_rows_leave(house: Lakehouse, tmp_path: Path) -> None:
     seed = os.environ.get("PROPERTY_SEED") or secrets.token_hex(4)
     sys.stdout.write(f"PROPERTY_SEED={seed} ARCHIVE_KILLS={KILLS}\n")
     choose = random.Random(seed)
@@ -239,6 +257,7 @@ def test_killed_while_rows_leave(house: Lakehouse) -> None:
     archive(house.variables, "", os.environ[LOG])
     assert check(house, work) > gone / 2
     check_lake(house, work)
+    check_recall(house, work, tmp_path)
     sys.stdout.write(
         f"{kills} kills in {runs} runs, {len(work.journal)} ids, {gone} gone, {work.changed} changes beside them\n"
     )

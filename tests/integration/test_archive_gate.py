@@ -194,6 +194,13 @@ STOPS: dict[str, tuple[str, str, type[LakehouseError], str]] = {
         ArchiveError,
         "0 rows would have been deleted",
     ),
+    "a trigger that raises": (
+        "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''not this one''; END'; "
+        "CREATE TRIGGER no BEFORE DELETE ON ingested_events FOR EACH ROW EXECUTE FUNCTION no()",
+        "DROP FUNCTION no CASCADE",
+        ArchiveError,
+        "the database refused: not this one",
+    ),
     "a rule that keeps rows": (
         "CREATE RULE no AS ON DELETE TO ingested_events DO INSTEAD NOTHING",
         "DROP RULE no ON ingested_events",
@@ -529,3 +536,29 @@ def test_an_index_that_does_not_serve_the_key_is_none(house: Lakehouse) -> None:
 def has_collation(house: Lakehouse) -> bool:
     with house.hot() as hot:
         return hot.execute("SELECT count(*) > 0 FROM pg_collation WHERE collname = 'de_DE'").fetchone() == (True,)
+
+
+def test_no_table_is_read_from_end_to_end(house: Lakehouse) -> None:
+    allow(house, "org-a")
+    with house.hot() as hot:
+        old_events(hot, "org-a", 1, 3000)
+        old_events(hot, "org-b", 1, 3000)
+        old_events(hot, "org-a", 5000, 3000, day="2099-01-01")
+        old_findings(hot, "org-b", 1, 1000, event=1)
+        hot.execute("VACUUM ANALYZE ingested_events, security_findings, rule_runs")
+        house.backfill("events")
+        before = sequential(house)
+        # Slices and batches of a table that is much bigger than they are.
+        assert archive_once(house, "events", "org-a", most=400, batch_rows=100).rows == 400
+        assert sequential(house) == before
+
+
+def sequential(house: Lakehouse) -> dict[str, int]:
+    """How often each table was read whole. Sessions report when they end."""
+    with house.hot() as hot:
+        return dict(
+            hot.execute(
+                "SELECT relname, seq_scan FROM pg_stat_user_tables "
+                "WHERE relname IN ('ingested_events', 'security_findings', 'rule_runs')"
+            ).fetchall()
+        )

@@ -155,7 +155,11 @@ def test_refusals_are_planned_and_stop_only_their_table(house: Lakehouse) -> Non
     house.backfill("events")
     house.backfill("findings")
     enable(house.app, "org-a", reason="x")
-    plan = house.run_json("archive", "plan", "--organization", "org-a")
+    enable(house.app, "org-b", reason="x")
+    with house.hot() as hot:
+        hot.execute("UPDATE organizations SET data_retention_days = 0 WHERE id = 'org-b'")
+    plan = house.run_json("archive", "plan")
+    assert all("data_retention_days is 0" in t["refusals"][0] for t in plan["tables"] if t["organization"] == "org-b")
     assert any(
         'CREATE INDEX CONCURRENTLY ON "public"."rule_runs" ("event_id")' in r
         for r in of(plan, "org-a", "events")["refusals"]
@@ -165,9 +169,11 @@ def test_refusals_are_planned_and_stop_only_their_table(house: Lakehouse) -> Non
     assert of(plan, "org-a", "findings")["notes"] == ["trigger seen of public.security_findings fires at each delete"]
     human = house.run("archive", "plan").stdout
     assert "trigger seen" in human
-    assert "archiving is off for org-b, org-c" in human
+    assert "archiving is off for org-c" in human
     done = house.run_json("archive", "run")
-    states = {t["table"]: t["state"] for t in done["tables"]}
+    states = {t["table"]: t["state"] for t in done["tables"] if t["organization"] == "org-a"}
+    of_others = {t["table"]: t["detail"] for t in done["tables"] if t["organization"] == "org-b"}
+    assert "data_retention_days is 0" in of_others["findings"]
     assert states == {
         "events": "refused", "findings": "done", "audit_log": "refused", "rule_runs": "not ready",
         "workflow_deliveries": "not ready",
@@ -271,6 +277,21 @@ def test_workers_archive_on_a_schedule_and_only_where_it_is_enabled(house: Lakeh
     claimed = tasks.claim_named(house.app.engine, "another", 60, tasks.ARCHIVE)
     assert claimed is not None
     assert work(house) == 0, "another worker is at it"
+
+
+def test_a_lake_that_does_not_answer_deletes_nothing_and_the_next_run_goes_on(house: Lakehouse, tmp_path: Path) -> None:
+    with house.hot() as hot:
+        old_events(hot, "org-a", 1, 5)
+    house.backfill("events")
+    enable(house.app, "org-a", reason="x")
+    warehouse, elsewhere = tmp_path / "warehouse", tmp_path / "elsewhere"
+    warehouse.rename(elsewhere)
+    result = archive_all(house.app, tables=["events"])
+    assert result.first_error is not None
+    assert not tombstones(house)
+    assert count(house, "ingested_events") == 5
+    elsewhere.rename(warehouse)
+    assert archive_all(house.app, tables=["events"]).tables[0].rows == 5
 
 
 def test_a_run_stops_between_two_batches(house: Lakehouse) -> None:

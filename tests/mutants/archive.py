@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from tests.mutants.mutant import mutant
+from tests.mutants.mutant import Edit, Mutant, mutant
 
 AGE = "lakehouse/archive/age.py"
 BATCH = "lakehouse/archive/batch.py"
 KEYS = "lakehouse/archive/foreign_keys.py"
 GATE = "lakehouse/archive/gate.py"
+POLICY = "lakehouse/archive/policy.py"
 PROOF = "lakehouse/archive/proof.py"
 RUN = "lakehouse/archive/run.py"
 SUITE = "integration/test_archive_gate.py"
@@ -78,6 +79,13 @@ MUTANTS = (
         "AND i.indisready AND i.indpred IS NULL",
         "AND i.indisready",
         f"{SUITE}::test_an_index_that_does_not_serve_the_key_is_none",
+    ),
+    mutant(
+        "tables-are-read-whole",
+        BATCH,
+        '            ("enable_seqscan", "off"),\n',
+        "",
+        f"{SUITE}::test_no_table_is_read_from_end_to_end",
     ),
     mutant(
         "own-references-not-followed",
@@ -179,11 +187,15 @@ MUTANTS = (
         '        if why := "":',
         f"{RUNS}::test_an_adopted_lake_is_archived_only_after_every_row_was_compared",
     ),
-    mutant(
-        "on-for-everybody",
-        RUN,
-        "    enabled = [o for o, policy in known.items() if policy.enabled]",
-        "    enabled = list(known)",
-        f"{RUNS}::test_plan_enable_run_disable",
+    Mutant(
+        "disabled-goes-on",
+        (
+            Edit(
+                RUN, "    enabled = [o for o, policy in known.items() if policy.enabled]", "    enabled = list(known)"
+            ),
+            Edit(RUN, "        if policy is not None and policy.enabled:", "        if policy is not None:"),
+            Edit(POLICY, "return self.enabled and wants(", "return wants("),
+        ),
+        (f"{RUNS}::test_plan_enable_run_disable",),
     ),
 )
