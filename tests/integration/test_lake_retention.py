@@ -9,10 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from lakehouse.archive import holds
+from lakehouse.archive.evidence import public_keys, verify
+from lakehouse.archive.export import export_batches
 from lakehouse.archive.installation import SCHEMA
 from lakehouse.archive.records import content_digest
 from lakehouse.cli.program import app as program
@@ -28,6 +32,7 @@ from lakehouse.retention.plan import TablePlan, cutoff, plan
 from lakehouse.retention.policy import RetentionError, clear_retention, retentions, set_retention
 from lakehouse.retention.records import read_days
 from schemas.canonical import postgres_hash
+from tests.cold import REFERENCES, allow, archive_once, archive_variables, old_events
 from tests.integration.test_recall import bring, ids, put_tombstones
 from tests.support import Lakehouse, host_tables, insert_events, local_variables
 
@@ -130,6 +135,16 @@ def test_old_days_leave_and_capture_goes_on(house: Lakehouse) -> None:
         house.sync_ok("events", reconcile=True)
     house.assert_equal("events", "org-a")
     assert in_the_lake(house) == ["org-a-e31", "org-a-e32", "org-a-e51"], "its delete was seen"
+
+
+def test_many_days_go_in_several_commits(house: Lakehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lakehouse.retention.apply.COMMIT_DAYS", 2)
+    retain(house)
+    assert days(let_go(house).days) == list(OLD)
+    first, second = read_endings(house.lake_table("events", "org-a"))
+    assert (first.ranges, second.ranges) == (((16801, 16802),), ((17291, 17291),))
+    assert [line[3]["days"] for line in audit(house) if line[0] == "lake days ended"] == [2, 1]
+    assert house.sync_ok("events", reconcile=True).deletes.get("org-a", 0) == 0
 
 
 def test_the_digest_is_what_the_rows_were(house: Lakehouse) -> None:
@@ -297,6 +312,43 @@ def test_who_asks_for_what_has_left(house: Lakehouse) -> None:
     let_go(house)
     with pytest.raises(NothingFoundError, match="org-a-e1: left the lake with its day, 2016-01-01, by the lake's"):
         ids(house, ids=("org-a-e1",))
+
+
+def test_receipts_of_rows_that_have_left(postgres_url: str, tmp_path: Path) -> None:
+    """They have ended and are not missing; what is left of their batch is still compared, row by row."""
+    host_tables(postgres_url, ("org-a",))
+    house = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path) | archive_variables(tmp_path))
+    house.init()
+    allow(house, "org-a")
+    with house.hot() as hot:
+        for statement in REFERENCES:
+            hot.execute(statement)
+        old_events(hot, "org-a", 1, 15)
+        old_events(hot, "org-a", 16, 5, day="2020-02-01")
+    house.backfill("events")
+    assert archive_once(house, "events", "org-a", batch_rows=10).rows == 20
+    export_batches(house.app, "org-a")
+    retain(house, 5)
+    holds.place(house.app, "org-a", reason="case", table_name="events", row_keys=["org-a-e16"], by="counsel")
+    assert days(let_go(house).days) == ["2020-01-01"]
+    keys = public_keys(house.app, [])
+    result = verify(house.app, "org-a", keys, chain=True)
+    assert result.faults == []
+    assert (result.rows, result.ended, result.contents, result.keyed_hashes) == (20, 15, 5, 5)
+    # A row that is missing of a day that is there is missing still.
+    for file in (tmp_path / "warehouse").glob("org_org_2da/events/data/occurred_at_day=2020-02-01/*"):
+        rows = pq.read_table(file)
+        pq.write_table(rows.filter(pc.not_equal(rows["id"], "org-a-e17")), file)
+    found = verify(house.app, "org-a", keys)
+    assert [(f.what, f.keys) for f in found.faults] == [("rows", ("org-a-e17",))]
+    # And one of another content is another.
+    for file in (tmp_path / "warehouse").glob("org_org_2da/events/data/occurred_at_day=2020-02-01/*"):
+        rows = pq.read_table(file)
+        odd = pc.if_else(pc.equal(rows["id"], "org-a-e18"), "HIGH", rows["severity"])
+        pq.write_table(rows.set_column(rows.column_names.index("severity"), "severity", odd), file)
+    found = verify(house.app, "org-a", keys)
+    assert {(f.what, f.keys) for f in found.faults} == {("rows", ("org-a-e17",)), ("content", ("org-a-e18",))}
+    house.close()
 
 
 def test_the_calendar() -> None:

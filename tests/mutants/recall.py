@@ -141,4 +141,11 @@ MUTANTS = (
         "    if endings[:0]:\n        ((ended,),) = duck.execute(",
         "conformance/test_destinations.py::test_conformance",
     ),
+    mutant(
+        "what-has-left-the-lake-is-missing",
+        "lakehouse/archive/evidence.py",
+        "        missing = sorted({t.row_key for t in mine} - held - ended)",
+        "        missing = sorted({t.row_key for t in mine} - held)",
+        f"{RETENTION}::test_receipts_of_rows_that_have_left",
+    ),
 )
