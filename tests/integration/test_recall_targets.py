@@ -151,6 +151,27 @@ def test_what_the_hot_database_cannot_hold_any_more(house: Lakehouse, change: st
         assert hot.execute("SELECT e::text FROM ingested_events e ORDER BY id").fetchall() == before
 
 
+def test_two_recalls_at_once(house: Lakehouse) -> None:
+    """They share a table; who would have to change it while another fills it is told to come again."""
+    landed(house)
+    house.reopen(SOURCE__LOCK_TIMEOUT_SECONDS="1")
+    bring(house, ids=("org-a-e1",))
+    with house.hot() as hot:
+        hot.execute(f"ALTER TABLE {SCHEMA}.recalled_events ADD COLUMN mine text")  # type: ignore[arg-type]
+        with hot.transaction():
+            hot.execute(f"LOCK TABLE {SCHEMA}.recalled_events IN ROW EXCLUSIVE MODE")  # type: ignore[arg-type]
+            assert bring(house, ids=("org-a-e2",)).rows == 1
+        hot.execute(f"ALTER TABLE {SCHEMA}.recalled_events DROP COLUMN actor")  # type: ignore[arg-type]
+        with hot.transaction():
+            hot.execute(f"LOCK TABLE {SCHEMA}.recalled_events IN ROW EXCLUSIVE MODE")  # type: ignore[arg-type]
+            with pytest.raises(RecallError, match="another recall is at work on its table"):
+                bring(house, ids=("org-a-e3",))
+    assert bring(house, ids=("org-a-e3",)).changes == (
+        "lakehouse_archive.recalled_events got the column actor character varying(255)",
+    )
+    assert recalled(house) == [("org-a-e1",), ("org-a-e2",), ("org-a-e3",)]
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
