@@ -56,6 +56,8 @@ NAMES: dict[str, str] = {
     "archive.before_commit": "a batch's rows are deleted, nothing is committed",
     "archive.after_commit": "a batch is committed, nobody was told",
     "archive.exported": "tombstones are committed to the lake's `_archive`, the hot database does not know it",
+    "retention.recorded": "what is about to end is written into the lake's record, nothing has left",
+    "retention.committed": "days have left a lake table, the audit does not say so",
     "recall.table_filled": "recalled rows are in their table, nothing is proven or committed",
     "keys.row_rotated": "one stored credential is written under the new key, others are not",
 }

@@ -1,9 +1,11 @@
 """Checks the proof of what left the hot database, with nothing but the lake and the public key.
 
 Of each batch: the receipt's signature; that its tombstones are those that were signed; that the lake still holds each
-row, with the content that was signed, computed anew from its files. Of the chain: that no batch is missing, altered or
-in another's place. Where the hot database answers, its own batches and tombstones are compared too, and what is missing
-or altered on either side is named by key; where it does not, that is said and is no fault.
+row, with the content that was signed, computed anew from its files. Rows whose day has left the lake by its own
+retention are counted apart: what is left of such a batch is compared by keyed hash, where the key is at hand. Of the
+chain: that no batch is missing, altered or in another's place. Where the hot database answers, its own batches and
+tombstones are compared too, and what is missing or altered on either side is named by key; where it does not, that is
+said and is no fault.
 
 Everything that is wrong is a `Fault` of the result, and nothing that is wrong ends the check: a damaged file costs the
 rows that it held. What was signed and how is in docs/compliance.md.
@@ -53,6 +55,8 @@ class Verified:
     """That are as they were signed."""
     contents: int = 0
     """Rows that the lake holds with the content that was signed."""
+    ended: int = 0
+    """Rows whose day has left the lake since, by the lake's own retention; its table `_ended` says who decided it."""
     keyed_hashes: int | None = None
     """Rows whose keyed hash is right; None: no tombstone key was at hand."""
     keys: tuple[str, ...] = ()
@@ -131,6 +135,7 @@ class _Check:
         self.signed_by: set[str] = set()
         self.hashing = hot_records.tombstone_keys(app)
         self.receipts: dict[int, Receipt] = {}
+        self.ended: dict[int, set[str]] = {}
         self.broken: set[str] = set()
 
     def run(self) -> None:
@@ -234,6 +239,8 @@ class _Check:
                 self._fault(None, "content", f"{table} at version {version} cannot be compared: {error.detail}")
                 continue
             self._broken(content.broken)
+            for number, keys in content.ended.items():
+                self.ended.setdefault(number, set()).update(keys)
             for number, pairs in content.hashes.items():
                 found.setdefault(number, []).extend(pairs)
         return found
@@ -241,13 +248,22 @@ class _Check:
     def _content(self, number: int, receipt: Receipt, mine: list[Tombstone], hashes: list[tuple[str, str]]) -> None:
         """The lake's rows are those that were signed; who has the tombstone key learns which is not."""
         held = {key for key, _ in hashes}
-        missing = sorted({t.row_key for t in mine} - held)
+        ended = self.ended.get(number, set()) - held
+        self.result.ended += len(ended)
+        missing = sorted({t.row_key for t in mine} - held - ended)
         if missing:
             self._fault(number, "rows", f"the lake does not hold {len(missing):,} of {receipt.rows:,} rows", missing)
         if len(hashes) > len(held):
             twice = [key for key, same in groupby(key for key, _ in hashes) if len(list(same)) > 1]
             self._fault(number, "rows", "the lake holds rows more than once", twice)
         altered = self._altered(mine, dict(hashes))
+        if ended:
+            # The signature is over all of its rows.
+            if altered:
+                self._fault(number, "content", "the lake's rows are not those that were archived", altered)
+            elif self.hashing and not missing:
+                self.result.contents += len(hashes)
+            return
         if content_digest(hashes) == receipt.content_sha256:
             self.result.contents += len(hashes)
             if altered:

@@ -121,6 +121,16 @@ VERSIONS: tuple[str, ...] = (
     );
     COMMENT ON TABLE audit IS 'What people decided: enable, disable, hold, release, recall, erase. Never deleted.';
     """,
+    """
+    CREATE TABLE lake_retention (
+        organization_id text PRIMARY KEY,
+        years integer NOT NULL CHECK (years > 0),
+        changed_by text NOT NULL,
+        reason text NOT NULL,
+        changed_at timestamptz NOT NULL
+    );
+    COMMENT ON TABLE lake_retention IS 'After how many years an organization''s rows leave the lake. No row: never.';
+    """,
 )
 """One script a version, run once each with the schema as the search path."""
 

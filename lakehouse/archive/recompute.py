@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, date
 from typing import TYPE_CHECKING
 
 from catalog.lake import Lake
 from catalog.tables import open_table
 from lakehouse.archive.recorded import Files
 from lakehouse.archive.records import Tombstone
+from lakehouse.landing.ended import read_endings
 from schemas.canonical import duckdb_hash
 from schemas.contract import Contract
 from schemas.keys import duckdb_key
@@ -23,6 +25,9 @@ from schemas.lake_columns import OP, SEQUENCE, UPSERT, arrow_schema
 if TYPE_CHECKING:
     import duckdb
     from pyiceberg.expressions import BooleanExpression
+    from pyiceberg.table import Table
+
+_EPOCH = date(1970, 1, 1)
 
 
 @dataclass
@@ -32,6 +37,8 @@ class Content:
     hashes: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     """Files that cannot be read, and why."""
+    ended: dict[int, set[str]] = field(default_factory=dict)
+    """Keys by batch whose day has left the lake since, by the lake's own retention."""
 
 
 def recompute(
@@ -64,10 +71,22 @@ def recompute(
         f"ON l.{SEQUENCE} = n.sequence AND {duckdb_key(contract, 'l')} = n.row_key "
         f"WHERE l.{OP} = '{UPSERT}' ORDER BY n.batch, n.row_key"
     )
-    content = Content(broken=files.broken)
+    content = Content(broken=files.broken, ended=_ended(table, tombstones))
     for batch, key, row_hash in zip(*(column.to_pylist() for column in found.columns), strict=True):
         content.hashes.setdefault(batch, []).append((key, row_hash))
     return content
+
+
+def _ended(table: Table, tombstones: Sequence[Tombstone]) -> dict[int, set[str]]:
+    endings = read_endings(table)
+    found: dict[int, set[str]] = {}
+    for tombstone in tombstones if endings else ():
+        if tombstone.event_time is None:
+            continue
+        day = (tombstone.event_time.astimezone(UTC).date() - _EPOCH).days
+        if any(e.holds(day) and e.sequence >= tombstone.sequence for e in endings):
+            found.setdefault(tombstone.batch, set()).add(tombstone.row_key)
+    return found
 
 
 def _bounds(contract: Contract, tombstones: Sequence[Tombstone]) -> BooleanExpression:

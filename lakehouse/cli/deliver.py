@@ -143,6 +143,8 @@ def _say(result: Parity) -> None:
     where = f"{result.name}: {result.table}"
     if result.error:
         stderr.print(f"error: {where}: {result.error.detail}\n  {result.error.hint}", markup=False, soft_wrap=True)
+    if result.ended:
+        stdout.print(f"{where}: {result.ended:,} rows there are of days that have left the lake", markup=False)
     for d in result.differences:
         key = ", ".join(f"{k}={v}" for k, v in d.key.items())
         what = {"missing": "not there", "extra": "not in the lake", "content": "other content"}[d.kind]

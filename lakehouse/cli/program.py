@@ -28,6 +28,7 @@ from lakehouse.cli import (
     read,
     recall,
     receipts,
+    retention,
     run,
     setup,
 )
@@ -51,6 +52,7 @@ destinations.register(app)
 deliver.register(app)
 lakes.register(app)
 adopt.register(lakes.lake_app)
+retention.register(lakes.lake_app)
 maintain.register(app)
 archive.register(app)
 demo.register(app)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -135,9 +136,9 @@ def list_recalls(
     from lakehouse.query import find_tenant, tenants
     from lakehouse.recall.run import recalls
 
-    app = open_app()
-    of = find_tenant(tenants(app), organization).organization if organization else None
-    found = recalls(app, of)
+    with closing(open_app()) as app:
+        of = find_tenant(tenants(app), organization).organization if organization else None
+        found = recalls(app, of)
     if as_json:
         print_json([{**dataclasses.asdict(r), "state": r.state} for r in found])
         return
@@ -167,8 +168,8 @@ def remove(
     from lakehouse.operator import operator
     from lakehouse.recall.run import remove_recall
 
-    app = open_app()
-    removed = remove_recall(app, identity, by=operator(by), reason=reason)
+    with closing(open_app()) as app:
+        removed = remove_recall(app, identity, by=operator(by), reason=reason)
     if as_json:
         print_json({**dataclasses.asdict(removed), "state": removed.state})
     else:

@@ -224,7 +224,8 @@ def _say_verified(result: Verified) -> None:
         + (f", of key {', '.join(result.keys)}" if result.keys else ""),
         f"tombstones   {result.tombstones:,} of {result.rows:,} as they were signed"
         + (f", {result.keyed_hashes:,} keyed hashes right" if result.keyed_hashes is not None else ""),
-        f"lake         {result.contents:,} of {result.rows:,} rows there, with the content that was signed",
+        f"lake         {result.contents:,} of {result.rows:,} rows there, with the content that was signed"
+        + (f"; {result.ended:,} have left it by its own retention" if result.ended else ""),
     ]
     if result.chain_checked:
         value = f"{result.last}:{result.chain}"

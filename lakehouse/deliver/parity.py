@@ -27,6 +27,7 @@ from lakehouse.deliver.ranges import LakeTable, check_reaches, open_lake_table
 from lakehouse.deliver.targets import adapter_of, credentials_of, way_to
 from lakehouse.destinations import organizations_of
 from lakehouse.duck import column_type, connect, literal, plain_path, quoted
+from lakehouse.landing.ended import Ending, in_ended_days, read_endings
 from schemas.canonical import duckdb_field_text, duckdb_hash
 from schemas.contract import Column, Contract
 from schemas.errors import LakehouseError, Retry
@@ -72,6 +73,8 @@ class Parity:
     rows: int = 0
     lake_rows: int = 0
     digest: str = ""
+    ended: int = 0
+    """Rows there of days that the lake has let go of by its own retention: no difference."""
     differences: list[Difference] = field(default_factory=list)
     equal: bool = False
     error: LakehouseError | None = None
@@ -151,7 +154,8 @@ def _one(
                 result.lake_rows, result.digest = mine.rows, f"{mine.digest:x}"
                 result.equal = (content.rows, content.digest) == (mine.rows, mine.digest)
                 if not result.equal:
-                    result.differences = _differences(duck, contract, ours, there, limit)
+                    found = _differences(duck, contract, ours, there, limit, read_endings(lake.table))
+                    result.differences, result.ended, result.equal = found
     except LakehouseError as error:
         result.error = error
     return result
@@ -176,7 +180,9 @@ def check_range(
             ours = _Relation(contract, lake.relation, content.sequence, loosely, after)
             if ours.content(duck) == content:
                 return
-            found = _differences(duck, contract, ours, there, FEW)
+            found, _, equal = _differences(duck, contract, ours, there, FEW, read_endings(lake.table))
+            if equal:
+                return
     named = "; ".join(
         f"{', '.join(f'{k}={v}' for k, v in d.key.items())}: {' '.join((d.kind, *d.columns))}" for d in found
     )
@@ -382,12 +388,26 @@ def by_id(contract: Contract) -> list[Column]:
 
 
 def _differences(
-    duck: duckdb.DuckDBPyConnection, contract: Contract, ours: _Relation, there: _There, limit: int
-) -> list[Difference]:
+    duck: duckdb.DuckDBPyConnection,
+    contract: Contract,
+    ours: _Relation,
+    there: _There,
+    limit: int,
+    endings: Sequence[Ending],
+) -> tuple[list[Difference], int, bool]:
+    """What differs; how many rows there were left out, for the lake let go of their day; whether the rest is equal."""
     ours.load(duck, "ours")
     there.load(duck)
     names = list(contract.identity)
     join = " AND ".join(f"o.{quoted(n)} IS NOT DISTINCT FROM t.{quoted(n)}" for n in names)
+    ended = 0
+    if endings:
+        ((ended,),) = duck.execute(
+            f"DELETE FROM there t WHERE {in_ended_days(contract, endings, alias='t')} "
+            f"AND NOT EXISTS (SELECT 1 FROM ours o WHERE {join})"
+        ).fetchall()
+    sums = f"SELECT (count(*), sum(('0x' || substr({HASH}, 1, {DIGITS}))::BIGINT)) FROM"
+    ((same,),) = duck.execute(f"SELECT ({sums} ours) IS NOT DISTINCT FROM ({sums} there)").fetchall()
     both = ", ".join(f"coalesce(o.{quoted(n)}, t.{quoted(n)}) AS {quoted(n)}" for n in names)
     shown = ", ".join(f"{quoted(n)}::VARCHAR" for n in names)
     # By their canonical text: each driver makes an object of its own of one moment.
@@ -410,4 +430,4 @@ def _differences(
         kind = "missing" if row[-1] is None else "extra" if row[-2] is None else "content"
         pairs = zip(by_id(contract), here.get(identity, ()), theirs.get(identity, ()), strict=False)
         found.append(Difference(key, kind, tuple(c.name for c, a, b in pairs if a != b)))
-    return found
+    return found, ended, bool(ended) and same

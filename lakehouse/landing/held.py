@@ -18,6 +18,7 @@ from lakehouse.capture.position import HALF_SPACE, XID_SPACE
 from lakehouse.capture.protocol import CONTENT_HASH
 from lakehouse.duck import connect, lake_relation, literal, plain_path, quoted
 from lakehouse.landing.cursor import Inventory, LakeCursor
+from lakehouse.landing.ended import in_ended_days, read_endings
 from lakehouse.landing.history import read_history
 from schemas.canonical import duckdb_hash
 from schemas.contract import Contract
@@ -181,9 +182,12 @@ class KeyReconciliation:
         since = inventory.sequence if inventory else -1
         versions = f"SELECT {self._columns}, {SEQUENCE}, {OP} FROM {history} WHERE {SEQUENCE} > {since}"
         if inventory:
+            # What ended since it was written is in it, and is no delete: the lake let go of it.
+            ended = [e for e in read_endings(table) if e.sequence >= since]
             versions += (
                 f" UNION ALL SELECT {self._columns}, {since} AS {SEQUENCE}, 'upsert' AS {OP} "
-                f"FROM read_parquet({literal(plain_path(inventory.file))})"
+                f"FROM read_parquet({literal(plain_path(inventory.file))}) "
+                f"WHERE NOT {in_ended_days(self.contract, ended)}"
             )
         return (
             f"SELECT {self._columns} FROM ({versions}) GROUP BY {self._columns} "

@@ -18,6 +18,7 @@ from lakehouse.archive.archive_table import Standing, open_archive, read_standin
 from lakehouse.archive.export import export_all
 from lakehouse.archive.holds import mirror_holds
 from lakehouse.archive.installation import connect_if_installed, table
+from lakehouse.recall.run import expire_recalls
 from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def keep_archive(app: App) -> tuple[dict[str, int], list[LakehouseError]]:
     exported, faults = export_all(app)
     pruned, more = _prune_all(app)
     done = {"holds_mirrored": mirrored, "batches_exported": exported, "tombstones_pruned": pruned}
+    done |= expire_recalls(app)
     return done, [*errors, *faults, *more]
 
 

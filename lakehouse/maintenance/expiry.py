@@ -1,5 +1,7 @@
 """Snapshots: the newest, the last of each day and every tagged one are kept; the others expire.
 
+Of what was before days ended by the lake's own retention, only the last of each day and the tagged ones are kept.
+
 Expiry commits only "remove these snapshots" (and bounds among the table's properties): the catalog applies that to
 the newest metadata, so a landing beside it loses at worst one attempt, and the cursor, a property that expiry never
 sends, stays what it is. A commit gets dearer with every snapshot that the table keeps; this is what keeps it flat.
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from catalog.errors import CatalogError, lake_errors
 from lakehouse.failpoints import failpoint
+from lakehouse.landing.ended import ENDED_SUMMARY
 from lakehouse.maintenance.garbage import EXPIRED, note
 from lakehouse.maintenance.references import References
 from lakehouse.settings import MaintenanceSettings
@@ -21,15 +24,22 @@ from schemas.errors import LakehouseError, Retry
 if TYPE_CHECKING:
     from pyiceberg.table import Table
     from pyiceberg.table.metadata import TableMetadata
+    from pyiceberg.table.snapshots import Snapshot
     from sqlalchemy import Engine
 
 ATTEMPTS = 5
 
 
 def kept_snapshots(metadata: TableMetadata, newest: int, daily: int, now: datetime) -> set[int]:
-    """Ids of the snapshots to keep: the newest `newest`, the last of each of `daily` days, whatever a ref names."""
+    """Ids of the snapshots to keep: the newest `newest`, the last of each of `daily` days, whatever a ref names.
+
+    The newest do not reach back beyond the last one by which days ended: of those, a table that is quiet would keep the
+    rows for ever.
+    """
     ordered = sorted(metadata.snapshots, key=lambda s: (s.sequence_number or 0, s.timestamp_ms))
-    kept = {s.snapshot_id for s in ordered[-newest:]} | {ref.snapshot_id for ref in metadata.refs.values()}
+    ended = max((n for n, s in enumerate(ordered) if _took_days(s)), default=0)
+    latest = {s.snapshot_id for s in ordered[max(ended, len(ordered) - newest) :]}
+    kept = latest | {ref.snapshot_id for ref in metadata.refs.values()}
     first = now.date() - timedelta(days=daily)
     last_of_day: dict[date, int] = {}
     for snapshot in ordered:
@@ -37,6 +47,10 @@ def kept_snapshots(metadata: TableMetadata, newest: int, daily: int, now: dateti
         if day > first:
             last_of_day[day] = snapshot.snapshot_id
     return kept | set(last_of_day.values())
+
+
+def _took_days(snapshot: Snapshot) -> bool:
+    return snapshot.summary is not None and ENDED_SUMMARY in snapshot.summary.additional_properties
 
 
 def bounds(settings: MaintenanceSettings) -> dict[str, str]:

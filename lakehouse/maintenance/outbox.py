@@ -1,4 +1,4 @@
-"""Prunes the control tables, and recalled rows, by age. Whatever a later step needs stays.
+"""Prunes the control tables by age. Whatever a later step needs stays.
 
 Kept for good: of each destination and table the newest delivery (the next range begins where it ends), the first one
 (a backfill that is made again would name it again) and all from the oldest unfinished one on; of each organization
@@ -61,15 +61,10 @@ _STATEMENTS = {
 
 
 def prune_outbox(app: App) -> dict[str, int]:
-    """Delete finished rows older than `maintenance.outbox_days`, and recalled rows whose time is over; returns how many
-    of each. Idempotent.
-    """
-    from lakehouse.recall.run import expire_recalls
-
+    """Delete finished rows older than `maintenance.outbox_days`; returns how many of each table. Idempotent."""
     before = app.clock() - timedelta(days=app.settings.maintenance.outbox_days)
     with app.events.unit("maintenance", table="outbox") as event:
         counts = {name: _prune(app.engine, statement, before) for name, statement in _STATEMENTS.items()}
-        counts |= expire_recalls(app)
         event["pruned"] = counts
     return counts
 

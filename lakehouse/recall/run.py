@@ -258,7 +258,7 @@ def remove_recall(app: App, identity: str, *, by: str, reason: str) -> Recall:
 
 
 def expire_recalls(app: App) -> dict[str, int]:
-    """Remove recalled rows whose time is over, and recalled tables that are empty; how many of each. Idempotent."""
+    """Remove recalled rows whose time is over, and recalled tables that are empty; how many, where any. Idempotent."""
     with connect_if_installed(app) as connection:
         if connection is None:
             return {}
@@ -266,7 +266,8 @@ def expire_recalls(app: App) -> dict[str, int]:
         for found in over:
             _remove(app, connection, found, by=MAINTENANCE, reason="its time is over")
         dropped = table.drop_empty(connection)
-    return {"recalls": len(over), "recalled tables": len(dropped)}
+    done = {"recalls_expired": len(over), "recalled_tables_dropped": len(dropped)}
+    return {what: count for what, count in done.items() if count}
 
 
 MAINTENANCE = "lakehouse maintenance"

@@ -21,9 +21,10 @@ from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
 from catalog.errors import lake_errors
-from catalog.tables import open_table
+from catalog.tables import open_record_table, open_table
 from lakehouse.duck import EXTENSIONS, FILES_ONLY, confine, connect, lake_relation, literal, plain_path, quoted
 from lakehouse.landing.cursor import read_cursor
+from lakehouse.landing.ended import read_endings
 from lakehouse.landing.held import unreadable
 from lakehouse.recall.condition import check_condition
 from lakehouse.recall.request import RecallError, Request
@@ -39,13 +40,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyiceberg.table import Table
 
-    from catalog.lake import Lake, LakeAddress
+    from catalog.lake import LakeAddress
     from lakehouse.app import App
 
 KEY, HASH = "_key", "_hash"
 """Columns beside those that were asked for: the key text and the canonical hash of a row."""
 ARCHIVE = "_archive"
 BATCH_ROWS = 4096
+_EPOCH = date(1970, 1, 1)
 _MOST_LITERALS = 200
 """As many values pyiceberg compares with a file's statistics; beyond them it reads the file."""
 
@@ -94,20 +96,7 @@ def open_lake_table(app: App, request: Request) -> LakeTable:
             "Run `lakehouse backfill`, or wait for the one that runs.",
             retry=Retry.TIMED,
         )
-    return LakeTable(contract, table, lake.address, snapshot.snapshot_id, _archive(lake))
-
-
-def _archive(lake: Lake) -> Table | None:
-    from pyiceberg.exceptions import NoSuchTableError
-
-    where = f"{lake.namespace}.{ARCHIVE}"
-    with lake_errors(where):
-        try:
-            table = lake.catalog.load_table((lake.namespace, ARCHIVE))
-        except NoSuchTableError:
-            return None
-    lake.check_marks(where, table.properties)
-    return table
+    return LakeTable(contract, table, lake.address, snapshot.snapshot_id, open_record_table(lake, ARCHIVE))
 
 
 class Chosen:
@@ -204,6 +193,7 @@ def choose(
         if rest := [key for key in request.ids if key not in found]:
             elsewhere, missing = _look_for(connection, lake, request, rest)
             found |= elsewhere
+            missing |= _ended(lake, {key: times[key] for key in missing if key in times})
         yield Chosen(lake, connection, request, _named(lake, request, found), missing)
 
 
@@ -371,6 +361,19 @@ def _look_for(
             elif row[KEY] not in found:
                 missing[row[KEY]] = f"deleted by {row['at']:%Y-%m-%d %H:%M:%S} UTC; --as-of brings back what was before"
     return found, {key: why for key, why in missing.items() if key not in found}
+
+
+def _ended(lake: LakeTable, located: Located) -> dict[str, str]:
+    """Of ids that are not there: which of them lay in days that have left the lake."""
+    endings = read_endings(lake.table)
+    found = {}
+    for key, times in located.items():
+        for time in times:
+            day = (time.date() if isinstance(time, datetime) else time) if time is not None else None
+            ending = next((e for e in endings if day is not None and e.holds((day - _EPOCH).days)), None)
+            if ending is not None:
+                found[key] = f"left the lake with its day, {day}, by the lake's own retention at {ending.at:%Y-%m-%d}"
+    return found
 
 
 def _batches(connection: duckdb.DuckDBPyConnection, lake: LakeTable, query: str) -> Iterator[pa.RecordBatch]:

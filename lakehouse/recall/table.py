@@ -63,7 +63,12 @@ def fill(connection: Connection, chosen: Chosen, identity: uuid.UUID, at: dateti
             transaction must not commit then.
     """
     contract = chosen.lake.contract
-    name, changes = _prepare(connection, contract)
+    try:
+        name, changes = _prepare(connection, contract)
+    except psycopg.errors.LockNotAvailable as error:
+        raise RecallError(
+            f"{contract.table}: another recall is at work on its table", "Try again in a moment.", retry=Retry.TIMED
+        ) from error
     digest = _copy(connection, chosen, name, identity, at)
     failpoint("recall.table_filled")
     if (found := _digest_of(connection, contract, name, identity)) != digest.hexdigest():
@@ -75,12 +80,7 @@ def _prepare(connection: Connection, contract: Contract) -> tuple[str, tuple[str
     """A recalled table with the host's present columns: its name, and what was done for that."""
     columns = _wanted(connection, contract)
     # One at a time looks and changes; who finds everything well lets the next one look.
-    try:
-        connection.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", [_LOCK, contract.table])
-    except psycopg.errors.LockNotAvailable as error:
-        raise RecallError(
-            f"{contract.table}: another recall is making its table", "Try again in a moment.", retry=Retry.TIMED
-        ) from error
+    connection.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", [_LOCK, contract.table])
     while True:
         name, changes = _fit(connection, contract, columns)
         try:

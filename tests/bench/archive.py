@@ -7,17 +7,21 @@ is timed from BEGIN to the end of COMMIT.
 
 Price: a slice of candidates is read and proven, nothing is deleted, while rows of other days are written straight into
 the lake, one file a day (`tests.bench.bulk`). What is judged is the proof alone: planning files, reading, hashing.
+Out of the largest of these lakes one row is brought back by its id, by a program that starts for it.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import psycopg
 
 from lakehouse.app import App
@@ -28,8 +32,9 @@ from lakehouse.archive.installation import connect
 from lakehouse.archive.policy import enable
 from lakehouse.archive.proof import prove
 from lakehouse.archive.run import archive_all
+from tests.bench import measure
 from tests.bench.bulk import fill_lake
-from tests.bench.world import World, fill, organizations
+from tests.bench.world import World, command, fill, organizations
 from tests.cold import REFERENCES, archive_variables
 from tests.support import Lakehouse
 
@@ -146,13 +151,54 @@ def _price(
                 }
             )
             say(f"proof: {marks[-1]}")
+        recalled = recall_one(house, rounds)
+        say(f"recall of one id: {recalled}")
     finally:
         house.close()
     return {
         "candidates": candidates,
+        "recall": recalled,
         "marks": marks,
         "ratio": round(marks[-1]["proof_us"] / marks[0]["proof_us"], 3),
     }
+
+
+def recall_one(house: Lakehouse, rounds: int) -> dict[str, Any]:
+    """Seconds and processor of a whole program that brings one row back by its id, from the middle of the lake."""
+    files = house.lake_table("events", "org-001").inspect.files()
+    path = sorted(files["file_path"].to_pylist())[len(files) // 2].removeprefix("file://")
+    with duckdb.connect() as duck:
+        ((key, moment),) = duck.execute(
+            f"SELECT id, epoch_us(occurred_at) FROM read_parquet('{path}', hive_partitioning = false) "
+            "ORDER BY id LIMIT 1 OFFSET 1000"
+        ).fetchall()
+    arguments = command(
+        "recall", "--organization", "org-001", "--table", "events", "--id", key, "--reason", "measured",
+        "--to", "table", "--json",
+    )  # fmt: skip
+    found: dict[str, Any] = {"files": len(files)}
+    for name in ("without_tombstone", "with_tombstone"):
+        if name == "with_tombstone":
+            put_tombstone(house, key, datetime.fromtimestamp(moment / 1e6, UTC))
+        runs = [measure.run(arguments, house.environment()) for _ in range(max(3, rounds))]
+        assert all(json.loads(r.output)["rows"] == 1 for r in runs)
+        found[name] = {
+            "seconds": round(statistics.median(r.seconds for r in runs), 2),
+            "processor": round(statistics.median(r.processor for r in runs), 2),
+            "megabytes": round(max(r.megabytes for r in runs)),
+        }
+    return found
+
+
+def put_tombstone(house: Lakehouse, key: str, moment: datetime) -> None:
+    """As if the archive had taken this event."""
+    with connect(house.app) as connection:
+        connection.execute(
+            "INSERT INTO lakehouse_archive.cold_storage_archive (organization_id, table_name, row_key, event_time, "
+            "sequence, batch, delivered_to, snapshot_id, keyed_hash, hash_key, contract_version, policy, operator, "
+            "archived_at) VALUES ('org-001', 'events', %s, %s, 1, 0, '{}', 1, '', '', '1.0', '', '', now())",
+            [key, moment],
+        )
 
 
 def _prove(app: App, candidates: int) -> tuple[float, float, int]:

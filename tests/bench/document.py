@@ -361,6 +361,19 @@ def _archive(found: dict[str, Any]) -> str:
         )
         for m in price["marks"]
     ]
+    recalled = [
+        (
+            label,
+            price["recall"][name]["seconds"],
+            price["recall"][name]["processor"],
+            price["recall"][name]["megabytes"],
+            goals.of_row("archive", found, goals.RECALLED) if name == "with_tombstone" else "",
+        )
+        for name, label in (
+            ("with_tombstone", f"**{goals.RECALLED}**, its tombstone at hand"),
+            ("without_tombstone", "looked for in the whole table"),
+        )
+    ]
     return (
         f"## The cold tier\n\n{found['rows']:,} events of one organization leave the hot table, in batches of "
         f"{speed['batch_rows']:,}; medians of {found['rounds']} rounds. A batch's transaction took "
@@ -370,6 +383,9 @@ def _archive(found: dict[str, Any]) -> str:
         + f"\nThe price of proving a row, with {price['candidates']:,} candidates in one read: the hot table gives "
         "key, version and hash; the proof plans, reads and hashes the lake's files.\n\n"
         + _table(("rows in the lake", "files", "files read", "hot, µs a row", "proof, µs a row", "goals"), marks)
+        + "\nOne row of the largest of these lakes is brought back by its id: `lakehouse recall --id … --to table`, "
+        "from the start of the program to its end.\n\n"
+        + _table(("", "s", "s of processor", "peak memory, MB", "goals"), recalled)
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 INGESTR, DLT = 1.4, 3.0
 LANDING_RATIO = 1.2
 ARCHIVED = "archived"
+RECALLED = "recalled"
 EMPTY_START, CHANGED_START = "s, nothing to do", "s, changed rows"
 EMPTY_WINDOW, CHANGED_WINDOW = "ms, empty", "ms, changed rows"
 
@@ -93,6 +94,8 @@ def _archive(found: dict[str, Any]) -> Iterator[Judged]:
     yield Judged("archive", ARCHIVED, "ms, p99 of a batch", 1000, speed["batch_p99_ms"], at_most=True)
     last = f"{price['marks'][-1]['lake_rows']:,} rows"
     yield Judged("archive", last, "times the smallest lake's", 1.5, price["ratio"], at_most=True)
+    recalled = price["recall"]["with_tombstone"]["seconds"]
+    yield Judged("archive", RECALLED, "s", 2.0, recalled, at_most=True)
 
 
 _PARTS = {

@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -41,6 +42,8 @@ from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.embedded.s3 import EmbeddedS3
 from lakehouse.glance import nothing_to_do
 from lakehouse.maintenance.run import maintain_table
+from lakehouse.retention.apply import apply as let_days_go
+from lakehouse.retention.policy import set_retention
 from lakehouse.worker.plan import plan_parity
 from lakehouse.worker.worker import Worker
 from schemas.contract import BUILT_IN
@@ -633,6 +636,34 @@ def alter(stage: Stage) -> None:
             place.put(key, sink.getvalue().to_pybytes())
 
 
+def days_that_left_the_lake_are_no_difference(stage: Stage) -> None:
+    stage.delivered()
+    house = stage.house
+    with house.hot() as hot:
+        # As the archive leaves it: gone from the hot table, and no delete in the lake.
+        hot.execute("DELETE FROM ingested_events WHERE id IN ('org-a-e50', 'org-a-e51')")
+    set_retention(house.app, "org-a", 1, reason="r", by="me")
+    house.clock.offset = timedelta(days=800)
+    (applied,) = let_days_go(house.app, "org-a", reason="r", by="me")
+    assert [str(d.day) for d in applied.days] == ["2026-03-02"]
+    found = stage.parity()
+    assert (found.equal, found.rows, found.lake_rows, found.ended) == (True, 10, 8, 2), found
+    with house.hot() as hot:
+        insert_events(hot, "org-a", 70, 1)
+        house.sync_ok("events", reconcile=True)
+    stage.delivered()
+    assert {"org-a-e50", "org-a-e70"} <= stage.place.ids("events"), "it keeps what it has"
+    found = stage.parity()
+    assert (found.equal, found.ended, found.differences) == (True, 2, [])
+    alter(stage)
+    found = stage.parity()
+    assert (found.equal, [d.key["id"] for d in found.differences]) == (False, ["org-a-e3"])
+    (result,) = resync(house.app, stage.destination, ["events"])
+    assert result.error is None, result.error
+    assert "org-a-e50" not in stage.place.ids("events"), "filled anew, it is what the lake is"
+    stage.equal()
+
+
 CASES: tuple[Callable[[Stage], None], ...] = (
     first_delivery_creates_what_it_needs,
     repeated_delivery_changes_nothing,
@@ -659,6 +690,7 @@ CASES: tuple[Callable[[Stage], None], ...] = (
     one_altered_value_is_named,
     a_delivery_is_compared_before_it_is_acknowledged,
     parity_on_schedule_stands_until_it_is_mended,
+    days_that_left_the_lake_are_no_difference,
 )
 
 

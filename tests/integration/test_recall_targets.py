@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from lakehouse.archive.installation import SCHEMA
 from lakehouse.archive.records import content_digest
 from lakehouse.cli.program import app as program
-from lakehouse.maintenance.outbox import prune_outbox
+from lakehouse.maintenance.archive import keep_archive
 from lakehouse.recall.request import RecallError
 from lakehouse.recall.run import recalls, remove_recall
 from schemas.canonical import postgres_hash
@@ -66,9 +66,9 @@ def test_recalls_share_a_table_and_each_goes_in_its_time(house: Lakehouse) -> No
     rows = [("org-a-e1", short.id), ("org-a-e2", long.id), ("org-a-e2", short.id), ("org-a-e3", other.id)]
     assert sorted(recalled(house, columns="id, recall_id")) == sorted(rows)
     house.clock.offset = timedelta(minutes=59)
-    assert prune_outbox(house.app)["recalls"] == 0
+    assert "recalls_expired" not in keep_archive(house.app)[0]
     house.clock.offset = timedelta(minutes=61)
-    assert prune_outbox(house.app)["recalls"] == 1
+    assert keep_archive(house.app)[0]["recalls_expired"] == 1
     assert recalled(house) == [("org-a-e2",), ("org-a-e3",)]
     removed = remove_recall(house.app, str(other.id), by="me", reason="seen")
     assert (removed.state, removed.row_count) == ("removed", 1)
@@ -76,8 +76,8 @@ def test_recalls_share_a_table_and_each_goes_in_its_time(house: Lakehouse) -> No
         remove_recall(house.app, str(other.id), by="me", reason="again")
     assert tables(house) == ["recalled_events"]
     house.clock.offset = timedelta(days=30, minutes=1)
-    counts = prune_outbox(house.app)
-    assert (counts["recalls"], counts["recalled tables"]) == (1, 1)
+    counts, _ = keep_archive(house.app)
+    assert (counts["recalls_expired"], counts["recalled_tables_dropped"]) == (1, 1)
     # An empty table would keep the host from dropping an enum type that it has.
     assert tables(house) == []
     assert {r.id: r.state for r in recalls(house.app)} == dict.fromkeys((short.id, long.id, other.id), "removed")
@@ -149,6 +149,27 @@ def test_what_the_hot_database_cannot_hold_any_more(house: Lakehouse, change: st
     assert ids(house, where="true") == ["org-a-e1", "org-a-e2", "org-a-e3"]
     with house.hot() as hot:
         assert hot.execute("SELECT e::text FROM ingested_events e ORDER BY id").fetchall() == before
+
+
+def test_two_recalls_at_once(house: Lakehouse) -> None:
+    """They share a table; who would have to change it while another fills it is told to come again."""
+    landed(house)
+    house.reopen(SOURCE__LOCK_TIMEOUT_SECONDS="1")
+    bring(house, ids=("org-a-e1",))
+    with house.hot() as hot:
+        hot.execute(f"ALTER TABLE {SCHEMA}.recalled_events ADD COLUMN mine text")  # type: ignore[arg-type]
+        with hot.transaction():
+            hot.execute(f"LOCK TABLE {SCHEMA}.recalled_events IN ROW EXCLUSIVE MODE")  # type: ignore[arg-type]
+            assert bring(house, ids=("org-a-e2",)).rows == 1
+        hot.execute(f"ALTER TABLE {SCHEMA}.recalled_events DROP COLUMN actor")  # type: ignore[arg-type]
+        with hot.transaction():
+            hot.execute(f"LOCK TABLE {SCHEMA}.recalled_events IN ROW EXCLUSIVE MODE")  # type: ignore[arg-type]
+            with pytest.raises(RecallError, match="another recall is at work on its table"):
+                bring(house, ids=("org-a-e3",))
+    assert bring(house, ids=("org-a-e3",)).changes == (
+        "lakehouse_archive.recalled_events got the column actor character varying(255)",
+    )
+    assert recalled(house) == [("org-a-e1",), ("org-a-e2",), ("org-a-e3",)]
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

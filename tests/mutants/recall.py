@@ -1,4 +1,4 @@
-"""Defects of bringing rows back from the lake."""
+"""Defects of bringing rows back from the lake, and of letting them go."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ SELECT = "lakehouse/recall/select.py"
 CONDITION = "lakehouse/recall/condition.py"
 RECALL = "integration/test_recall.py"
 TARGETS = "integration/test_recall_targets.py"
+PLAN = "lakehouse/retention/plan.py"
+APPLY = "lakehouse/retention/apply.py"
+RETENTION = "integration/test_lake_retention.py"
 
 _ANY_EXPRESSION = Edit(
     CONDITION, "    if kind not in _EXPRESSIONS:\n", "    if kind not in {*_EXPRESSIONS, *_NAMES}:\n"
@@ -81,5 +84,68 @@ MUTANTS = (
         "            except LakehouseError as error:\n                _note_failure(connection, identity, describe(error))\n",
         "            except LakehouseError:\n",
         f"{TARGETS}::test_who_asked_for_what_is_written_down_before_and_after",
+    ),
+    mutant(
+        "an-end-of-life-past-a-hold",
+        PLAN,
+        "    holds = holds_on(app, organization, contract.table)\n",
+        "    holds = holds_on(app, organization, contract.table)[:0]\n",
+        f"{RETENTION}::test_a_hold_stops_it",
+    ),
+    mutant(
+        "holds-are-asked-for-in-the-plan-only",
+        APPLY,
+        "        if any(k(day) is not None for k in keep for day in days):\n            return []\n",
+        "",
+        f"{RETENTION}::test_a_hold_that_is_placed_while_it_runs",
+    ),
+    mutant(
+        "a-hot-day-ends",
+        PLAN,
+        '"rows of it are hot" if hot[day.number] else None]',
+        '"rows of it are hot" if hot[day.number] < 0 else None]',
+        f"{RETENTION}::test_a_hot_row_keeps_its_day",
+    ),
+    mutant(
+        "any-source-may-say-what-is-hot",
+        PLAN,
+        "    if not archiving_allowed(app, organization, contract.table):",
+        "    if False:",
+        f"{RETENTION}::test_a_source_that_is_not_known_keeps_everything",
+    ),
+    mutant(
+        "what-has-left-the-lake-is-deleted",
+        "lakehouse/landing/held.py",
+        'f"WHERE NOT {in_ended_days(self.contract, ended)}"',
+        'f"WHERE NOT {in_ended_days(self.contract, ended[:0])}"',
+        f"{RETENTION}::test_old_days_leave_and_capture_goes_on",
+    ),
+    mutant(
+        "another-file-than-was-hashed",
+        APPLY,
+        "        if {f.path for f in references.live() if f.day in numbers} != old:\n            return False\n",
+        "        references.live()\n",
+        f"{RETENTION}::test_many_days_and_files_that_change_meanwhile",
+    ),
+    mutant(
+        "the-newest-snapshots-keep-what-has-left",
+        "lakehouse/maintenance/expiry.py",
+        "ended = max((n for n, s in enumerate(ordered) if _took_days(s)), default=0)",
+        "ended = 0",
+        f"{RETENTION}::test_snapshots_from_before_days_ended_are_kept_by_day_alone",
+    ),
+    mutant(
+        "what-has-left-the-lake-is-a-difference",
+        "lakehouse/deliver/parity.py",
+        "    if endings:\n        ((ended,),) = duck.execute(",
+        "    if endings[:0]:\n        ((ended,),) = duck.execute(",
+        "conformance/test_destinations.py::test_conformance[PARQUET_S3-days_that_left_the_lake_are_no_difference]",
+    ),
+    mutant(
+        "what-has-left-the-lake-is-missing",
+        "lakehouse/archive/evidence.py",
+        "        missing = sorted({t.row_key for t in mine} - held - ended)",
+        "        missing = sorted({t.row_key for t in mine} - held)",
+        f"{RETENTION}::test_receipts_of_rows_that_have_left",
     ),
 )
