@@ -98,4 +98,6 @@ def _numbers(first: int, last: int) -> str:
 
 
 def _differs(one: Tombstone, other: Tombstone) -> str:
+    if one == other:
+        return ""
     return ", ".join(f.name for f in fields(Tombstone) if getattr(one, f.name) != getattr(other, f.name))

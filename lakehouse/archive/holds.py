@@ -75,6 +75,8 @@ class Listed:
     hold: Hold
     mirrored: bool | None
     error: LakehouseError | None = None
+    forgotten: bool = False
+    """Only the lake has it; the next run of the archive or of maintenance puts it back."""
 
 
 def _ignore(error: LakehouseError) -> None:
@@ -228,12 +230,16 @@ def all_holds(app: App, organization: str | None = None) -> list[Hold]:
 def list_holds(app: App, organization: str | None = None, *, released: bool = False) -> list[Listed]:
     """Holds, with whether the lake has each. A lake that does not answer is named beside its holds.
 
+    Of an organization that is named also those that only its lake remembers: the database was restored.
+
     Raises:
         SourceError: the hot database does not answer.
     """
-    shown = [h for h in all_holds(app, organization) if released or h.released_at is None]
+    known = all_holds(app, organization)
+    shown = [h for h in known if released or h.released_at is None]
+    owners = [organization] if organization is not None else [h.organization for h in shown]
     lakes: dict[str, dict[uuid.UUID, Hold] | LakehouseError | None] = {}
-    for owner in dict.fromkeys(h.organization for h in shown):
+    for owner in dict.fromkeys(owners):
         try:
             lake = app.lake(owner)
             lakes[owner] = None if lake.owner() is None else mirror.read_holds(lake)
@@ -241,11 +247,15 @@ def list_holds(app: App, organization: str | None = None, *, released: bool = Fa
             lakes[owner] = error
     listed = []
     for hold in shown:
-        known = lakes[hold.organization]
-        if isinstance(known, dict):
-            listed.append(Listed(hold, mirror.mirrored(hold, known)))
+        there = lakes[hold.organization]
+        if isinstance(there, dict):
+            listed.append(Listed(hold, mirror.mirrored(hold, there)))
         else:
-            listed.append(Listed(hold, None, known))
+            listed.append(Listed(hold, None, there))
+    ids = {h.id for h in known}
+    for there in lakes.values():
+        forgotten = [h for h in there.values() if h.id not in ids] if isinstance(there, dict) else []
+        listed += [Listed(h, True, forgotten=True) for h in forgotten if released or h.released_at is None]
     return listed
 
 

@@ -111,7 +111,12 @@ def list_holds(
     if as_json:
         print_json(
             [
-                _json(one.hold) | {"mirrored": one.mirrored, "lake_error": one.error.detail if one.error else None}
+                _json(one.hold)
+                | {
+                    "mirrored": one.mirrored,
+                    "forgotten": one.forgotten,
+                    "lake_error": one.error.detail if one.error else None,
+                }
                 for one in listed
             ]
         )
@@ -121,6 +126,7 @@ def list_holds(
     for one in listed:
         hold = one.hold
         state = "not known" if one.error else "no lake" if one.mirrored is None else one.mirrored
+        state = "only there" if one.forgotten else state
         row = (hold.id, hold.organization, _scope(hold), hold.reason, hold.placed_by, hold.placed_at, state)
         rows.append((*row, hold.released_by, hold.released_at, hold.released_reason) if every else row)
     stdout.print(table("", (*shown, "released by", "released at", "because") if every else shown, rows))

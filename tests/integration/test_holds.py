@@ -421,6 +421,8 @@ def test_a_restored_database_gets_back_what_it_forgot(lakehouse: Lakehouse) -> N
     assert named(lakehouse, "events") == ["org-a-e3"]
     assert [h.id for h in holds.holds_on(app, "org-a", "events")] == [held.id, kept.id]
     assert holds.holds_on(app, "org-a", "findings") == []
+    listed = {one.hold.reason: one.forgotten for one in holds.list_holds(app, "org-a")}
+    assert listed == {"held": False, "kept": True}
     assert holds.restore_from_lake(app, "org-a") == [kept, over]
     assert named(lakehouse, "events") == ["org-a-e1", "org-a-e3"], "a release that only the lake has frees nothing"
     assert holds.restore_from_lake(app, "org-a") == []
