@@ -14,6 +14,7 @@ rows that it held. What was signed and how is in docs/compliance.md.
 from __future__ import annotations
 
 import hmac
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -22,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 from lakehouse.archive import hot_records
 from lakehouse.archive.chain import batch_faults, chain_faults, tombstone_faults
 from lakehouse.archive.faults import Fault, fault
-from lakehouse.archive.recompute import recompute
+from lakehouse.archive.recompute import Gone, recompute
 from lakehouse.archive.recorded import Recorded, RecordedArchive, lake_alone, open_recorded
 from lakehouse.archive.records import Receipt, Tombstone, content_digest, tombstones_digest
 from lakehouse.archive.seal import PublicKey, ReceiptError, unseal
+from lakehouse.retention.records import read_days
 from schemas.errors import ContractError
 
 if TYPE_CHECKING:
@@ -135,7 +137,8 @@ class _Check:
         self.signed_by: set[str] = set()
         self.hashing = hot_records.tombstone_keys(app)
         self.receipts: dict[int, Receipt] = {}
-        self.ended: dict[int, set[str]] = {}
+        self.ended: dict[int, dict[str, Gone]] = {}
+        self.gone: Counter[Gone] = Counter()
         self.broken: set[str] = set()
 
     def run(self) -> None:
@@ -152,6 +155,7 @@ class _Check:
         for chunk in _chunks(everything):
             self._rows(chunk, {b.number for b in waiting})
         self._broken(self.archive.broken if self.archive is not None else {})
+        self._ended()
         if result.chain_checked:
             standing = self.archive.standing.number if self.archive is not None else 0
             faults, result.chain = chain_faults(everything, self.receipts, self.known, exported=(batches, standing))
@@ -239,8 +243,8 @@ class _Check:
                 self._fault(None, "content", f"{table} at version {version} cannot be compared: {error.detail}")
                 continue
             self._broken(content.broken)
-            for number, keys in content.ended.items():
-                self.ended.setdefault(number, set()).update(keys)
+            for number, gone in content.ended.items():
+                self.ended.setdefault(number, {}).update(gone)
             for number, pairs in content.hashes.items():
                 found.setdefault(number, []).extend(pairs)
         return found
@@ -248,8 +252,8 @@ class _Check:
     def _content(self, number: int, receipt: Receipt, mine: list[Tombstone], hashes: list[tuple[str, str]]) -> None:
         """The lake's rows are those that were signed; who has the tombstone key learns which is not."""
         held = {key for key, _ in hashes}
-        ended = self.ended.get(number, set()) - held
-        self.result.ended += len(ended)
+        ended = self.ended.get(number, {}).keys() - held
+        self.gone.update(self.ended[number][key] for key in ended)
         missing = sorted({t.row_key for t in mine} - held - ended)
         if missing:
             self._fault(number, "rows", f"the lake does not hold {len(missing):,} of {receipt.rows:,} rows", missing)
@@ -282,6 +286,23 @@ class _Check:
             else:
                 altered.append(tombstone.row_key)
         return altered
+
+    def _ended(self) -> None:
+        """What a table says has left the lake, the lake's own record must tell of: who decided it, and why."""
+        self.result.ended = self.gone.total()
+        if not self.gone:
+            return
+        recorded = {Gone(d.table_name, d.day, d.ending): d for d in read_days(self.lake)}
+        decided: Counter[str] = Counter()
+        for gone, rows in self.gone.items():
+            if (day := recorded.get(gone)) is None:
+                detail = f"{gone.table}: {rows:,} rows of {gone.day} are said to have left the lake by its retention"
+                self._fault(None, "rows", f"{detail}, and _ended does not tell of it ({gone.ending})")
+            else:
+                decided[
+                    f"{gone.table} left the lake at {day.at:%Y-%m-%d %H:%M} UTC, by {day.operator}: {day.reason}"
+                ] += rows
+        self.result.notes += [f"{rows:,} rows of {text}" for text, rows in decided.items()]
 
     def _broken(self, files: Mapping[str, str]) -> None:
         for path, why in files.items():

@@ -30,6 +30,15 @@ if TYPE_CHECKING:
 _EPOCH = date(1970, 1, 1)
 
 
+@dataclass(frozen=True)
+class Gone:
+    """A day of a table that has left the lake, and the id under which the lake's `_ended` tells of it."""
+
+    table: str
+    day: date
+    ending: str
+
+
 @dataclass
 class Content:
     """Canonical hashes by batch: (key text, hash) in the order of the keys' bytes, one for each row that was found."""
@@ -37,7 +46,7 @@ class Content:
     hashes: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     """Files that cannot be read, and why."""
-    ended: dict[int, set[str]] = field(default_factory=dict)
+    ended: dict[int, dict[str, Gone]] = field(default_factory=dict)
     """Keys by batch whose day has left the lake since, by the lake's own retention."""
 
 
@@ -77,15 +86,16 @@ def recompute(
     return content
 
 
-def _ended(table: Table, tombstones: Sequence[Tombstone]) -> dict[int, set[str]]:
+def _ended(table: Table, tombstones: Sequence[Tombstone]) -> dict[int, dict[str, Gone]]:
     endings = read_endings(table)
-    found: dict[int, set[str]] = {}
+    found: dict[int, dict[str, Gone]] = {}
     for tombstone in tombstones if endings else ():
         if tombstone.event_time is None:
             continue
-        day = (tombstone.event_time.astimezone(UTC).date() - _EPOCH).days
-        if any(e.holds(day) and e.sequence >= tombstone.sequence for e in endings):
-            found.setdefault(tombstone.batch, set()).add(tombstone.row_key)
+        day = tombstone.event_time.astimezone(UTC).date()
+        ending = next((e for e in endings if e.holds((day - _EPOCH).days) and e.sequence >= tombstone.sequence), None)
+        if ending is not None:
+            found.setdefault(tombstone.batch, {})[tombstone.row_key] = Gone(tombstone.table, day, ending.id)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -21,7 +22,7 @@ from lakehouse.archive.installation import SCHEMA
 from lakehouse.archive.records import content_digest
 from lakehouse.cli.program import app as program
 from lakehouse.landing.cursor import read_cursor
-from lakehouse.landing.ended import ENDED_SUMMARY, as_ranges, read_endings
+from lakehouse.landing.ended import ENDED_SUMMARY, Ending, as_ranges, ended_property, read_endings
 from lakehouse.maintenance.expiry import kept_snapshots
 from lakehouse.maintenance.references import References
 from lakehouse.maintenance.run import maintain_table
@@ -335,6 +336,8 @@ def test_receipts_of_rows_that_have_left(postgres_url: str, tmp_path: Path) -> N
     result = verify(house.app, "org-a", keys, chain=True)
     assert result.faults == []
     assert (result.rows, result.ended, result.contents, result.keyed_hashes) == (20, 15, 5, 5)
+    (note,) = result.notes
+    assert note.startswith("15 rows of events left the lake at ") and ", by " in note
     # A row that is missing of a day that is there is missing still.
     for file in (tmp_path / "warehouse").glob("org_org_2da/events/data/occurred_at_day=2020-02-01/*"):
         rows = pq.read_table(file)
@@ -348,6 +351,15 @@ def test_receipts_of_rows_that_have_left(postgres_url: str, tmp_path: Path) -> N
         pq.write_table(rows.set_column(rows.column_names.index("severity"), "severity", odd), file)
     found = verify(house.app, "org-a", keys)
     assert {(f.what, f.keys) for f in found.faults} == {("rows", ("org-a-e17",)), ("content", ("org-a-e18",))}
+    # Whoever only says in the table's property that a day has left hides nothing.
+    table = house.lake_table("events", "org-a")
+    endings = read_endings(table)
+    number = (date(2020, 2, 1) - date(1970, 1, 1)).days
+    forged = Ending(str(uuid.uuid4()), endings[0].sequence, endings[0].at, as_ranges([number]))
+    with table.transaction() as transaction:
+        transaction.set_properties(ended_property([*endings, forged]))
+    found = verify(house.app, "org-a", keys)
+    assert any("2020-02-01" in f.detail and "_ended does not tell of it" in f.detail for f in found.faults)
     house.close()
 
 

@@ -74,6 +74,13 @@ MUTANTS = (
         f"{EVIDENCE}::test_a_file_that_is_gone_or_damaged_costs_the_rows_that_it_held",
     ),
     mutant(
+        "an-end-of-life-that-nobody-decided",
+        CHECK,
+        "            if (day := recorded.get(gone)) is None:\n",
+        "            if (day := recorded.get(gone, next(iter(recorded.values()), None))) is None:\n",
+        "integration/test_lake_retention.py::test_receipts_of_rows_that_have_left",
+    ),
+    mutant(
         "an-outage-is-a-damaged-file",
         "lakehouse/archive/recorded.py",
         "                if not _is_the_files_fault(error):\n",
