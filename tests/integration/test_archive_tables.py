@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from lakehouse.archive import age
+from lakehouse.archive.evidence import public_keys, verify
+from lakehouse.archive.export import export_batches
 from lakehouse.archive.installation import connect
 from lakehouse.archive.plan import make_plan
 from lakehouse.archive.policy import enable
@@ -85,6 +87,13 @@ def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
     lakehouse.close()
 
 
+def assert_sound(house: Lakehouse, rows: int) -> None:
+    """Every receipt verifies from the lake: signatures, tombstones, content."""
+    export_batches(house.app, "7")
+    result = verify(house.app, "7", public_keys(house.app, []), chain=True)
+    assert result.faults == [] and (result.rows, result.contents, result.keyed_hashes) == (rows, rows, rows)
+
+
 def test_a_composite_key_of_odd_types_and_an_event_time_of_days(house: Lakehouse) -> None:
     allow(house, "7")
     with house.hot() as hot:
@@ -113,6 +122,7 @@ def test_a_composite_key_of_odd_types_and_an_event_time_of_days(house: Lakehouse
         assert left == [(0, "1"), (1, "1")], "a day is old when it is over for 90 days"
     keys = {t.row_key for t in tombstones(house, "7")}
     assert "36:00000000-0000-0000-0000-000000000002,4:2.00,6:020202," in keys
+    assert_sound(house, 6)
 
 
 def test_partitions_keys_that_refer_to_one_and_no_event_time(house: Lakehouse) -> None:
@@ -151,6 +161,7 @@ def test_partitions_keys_that_refer_to_one_and_no_event_time(house: Lakehouse) -
         assert {r[0] for r in hot.execute("SELECT id FROM notes").fetchall()} == stay
         assert hot.execute("SELECT count(*) FROM links").fetchone() == (2,)
         assert hot.execute("SELECT count(*) FROM pins").fetchone() == (1,)
+    assert_sound(house, done.rows)
 
 
 def test_a_contract_that_cannot_tell_the_age_is_refused() -> None:
