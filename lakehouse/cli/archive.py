@@ -177,7 +177,10 @@ def run(
     organization: Organizations = None,
     names: TableOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Prove every row that would go, and delete nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Prove what may go now, without what waits for others to go first; delete nothing."
+        ),
     ] = False,
     no_destination: NoDestination = False,
     reason: Annotated[str, typer.Option("--reason", help="Why no destination is needed; the audit keeps it.")] = "",

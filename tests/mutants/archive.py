@@ -34,15 +34,15 @@ MUTANTS = (
     mutant(
         "proof-after-the-delete",
         RUN,
-        "        with prove(self.app",
-        "        from psycopg import sql\n"
-        "        self.connection.execute(\n"
+        "            proof = stack.enter_context(\n",
+        "            from psycopg import sql\n\n"
+        "            connection.execute(\n"
         '            sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(\n'
         "                sql.Identifier(gate.contract.source_schema, gate.contract.source_table)\n"
         "            ),\n"
         '            [found.rows["k0"].to_pylist()],\n'
         "        )\n"
-        "        with prove(self.app",
+        "            proof = stack.enter_context(\n",
         f"{RUNS}::test_a_waiver_is_recorded_and_waives_no_proof",
     ),
     mutant(
@@ -160,8 +160,8 @@ MUTANTS = (
     mutant(
         "as-many-as-may-be",
         BATCH,
-        "        if gone != len(tombstones):",
-        "        if gone > len(tombstones):",
+        "        if gone != len(going):",
+        "        if gone > len(going):",
         STOPS,
     ),
     mutant(
