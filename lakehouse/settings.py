@@ -192,8 +192,12 @@ class WorkSettings(_Section):
 
 
 class DeliverSettings(_Section):
-    """How destinations are fed. `fill_rows`: rows, about, that a filling takes at once."""
+    """How destinations are fed. One that is more than `fill_behind` versions behind is filled from the current state.
 
+    `fill_rows`: rows, about, that a filling takes at once.
+    """
+
+    fill_behind: Annotated[int, Field(ge=1)] = 5_000_000
     fill_rows: Annotated[int, Field(ge=1)] = 200_000
 
 

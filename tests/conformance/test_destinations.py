@@ -80,6 +80,27 @@ class Stage:
         keys = self.place.credentials if credentials is None else credentials
         return adapter_of(self.house.app, "org-a", self.place.kind, self.place.config, keys)
 
+    @property
+    def every_version(self) -> bool:
+        return bool(self.place.config.get("history"))
+
+    def versions(self) -> int:
+        """How many are there, as a stranger would count them."""
+        place = self.place
+        if isinstance(place, Files):
+            return len(place.rows("events"))
+        assert isinstance(place, Replica)
+        with psycopg.connect(place.admin, autocommit=True) as connection:
+            name = sql.Identifier(place.schema, "events_history")
+            ((count,),) = connection.execute(sql.SQL("SELECT count(*) FROM {}").format(name)).fetchall()
+            return int(count)
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """What was delivered, by the outbox."""
+        rows = destinations.deliveries(self.house.app, destination=str(self.destination.id), all_of_them=True)
+        assert {r["status"] for r in rows} <= {DeliveryStatus.DELIVERED.value}
+        return sorted((r["sequence_after"], r["sequence_upto"]) for r in rows)
+
     def pieces(self, *bounds: int) -> list[Delivery]:
         contract = self.house.app.contract("events")
         pairs = itertools.pairwise(bounds)
@@ -484,10 +505,34 @@ def ranges_outlive_expiry_and_compaction(stage: Stage) -> None:
 def small_steps_reach_the_same_end(stage: Stage) -> None:
     deliver_now(stage.house.app, [stage.destination], ["events"], step=3)
     stage.equal()
-    rows = destinations.deliveries(stage.house.app, destination=str(stage.destination.id), all_of_them=True)
-    ranges = sorted((r["sequence_after"], r["sequence_upto"]) for r in rows)
-    assert ranges == [(0, 3), (3, 6), (6, 9), (9, 10)]
-    assert {r["status"] for r in rows} == {DeliveryStatus.DELIVERED.value}
+    # One that keeps no history is new, and filled at once.
+    assert stage.ranges() == ([(0, 3), (3, 6), (6, 9), (9, 10)] if stage.every_version else [(0, 10)])
+
+
+def one_that_is_new_or_far_behind_is_filled(stage: Stage) -> None:
+    """From the lake's current state, and not with each version; one with a history gets them all."""
+    house = stage.house
+    house.reopen(DELIVER__FILL_BEHIND="2")
+    with house.hot() as hot:
+
+        def change(times: int) -> None:
+            for _ in range(times):
+                hot.execute("UPDATE ingested_events SET source = gen_random_uuid()::text WHERE id = 'org-a-e1'")
+                house.sync_ok("events")
+
+        change(2)
+        stage.delivered()
+        assert (stage.ranges(), stage.versions()) == ([(0, 12)], 12 if stage.every_version else 10)
+        change(2)
+        stage.delivered()
+        assert (stage.ranges()[1:], stage.versions()) == ([(12, 14)], 14 if stage.every_version else 12)
+        hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e2'")
+        house.sync_ok("events", reconcile=True)
+        change(2)
+    stage.delivered()
+    assert (stage.ranges()[2:], stage.versions()) == ([(14, 17)], 17 if stage.every_version else 9)
+    assert len(stage.place.ids("events")) == 9
+    stage.equal()
 
 
 def a_half_failed_delivery_is_finished(stage: Stage) -> None:
@@ -654,6 +699,7 @@ CASES: tuple[Callable[[Stage], None], ...] = (
     who_fills_beside_another_gives_way,
     ranges_outlive_expiry_and_compaction,
     small_steps_reach_the_same_end,
+    one_that_is_new_or_far_behind_is_filled,
     a_half_failed_delivery_is_finished,
     two_workers_with_one_range,
     one_altered_value_is_named,

@@ -146,6 +146,28 @@ DELIVERED = (
         f"{SUITE}[POSTGRES_REPLICA-who_fills_beside_another_gives_way]",
     ),
     mutant(
+        "a-new-one-gets-all-that-ever-was",
+        "lakehouse/deliver/run.py",
+        "    return stands == 0 or claimed.sequence_upto - stands > app.settings.deliver.fill_behind",
+        "    return False",
+        f"{SUITE}[PARQUET_S3-one_that_is_new_or_far_behind_is_filled]",
+        "conformance/test_replica.py::test_a_replica_without_a_history_is_filled",
+    ),
+    mutant(
+        "a-history-of-the-latest",
+        "lakehouse/deliver/run.py",
+        "    if adapter.every_version:\n        return False\n",
+        "    adapter.config = adapter.config.model_copy(update={'history': False})\n",
+        f"{SUITE}[POSTGRES_REPLICA-one_that_is_new_or_far_behind_is_filled]",
+    ),
+    mutant(
+        "what-was-cleared-is-filled-in-silence",
+        "lakehouse/deliver/run.py",
+        "    if not claimed.sequence_after <= stands < claimed.sequence_upto:",
+        "    if not stands < claimed.sequence_upto:",
+        f"{SUITE}[JSONL_S3-a_cleared_target_is_a_gap]",
+    ),
+    mutant(
         "a-view-is-replaced-before-its-readers-eyes",
         REPLICA,
         "            if not self._shows(cursor, layout):",
