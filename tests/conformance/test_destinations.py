@@ -41,6 +41,7 @@ from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.embedded.s3 import EmbeddedS3
 from lakehouse.glance import nothing_to_do
 from lakehouse.maintenance.run import maintain_table
+from lakehouse.status import read_status
 from lakehouse.worker.plan import plan_parity
 from lakehouse.worker.worker import Worker
 from schemas.contract import BUILT_IN
@@ -368,6 +369,16 @@ def a_dead_destination_holds_up_nobody(stage: Stage) -> None:
     (row,) = destinations.deliveries(stage.house.app, destination=str(stage.destination.id))
     assert row["status"] == DeliveryStatus.DEAD_LETTER.value
     assert destinations.find(stage.house.app, "there", "org-a").status == "error"
+    (shown,) = read_status(stage.house.app).destinations
+    assert (shown.name, shown.table, shown.state, shown.sequence, shown.lag) == (
+        "there",
+        "events",
+        "needs a person",
+        10,
+        1,
+    )
+    assert shown.error is not None and "org-z" in shown.error
+    assert shown.bound == (None if stage.every_version else 5_000_000)
     with stage.house.hot() as hot:
         insert_events(hot, "org-a", 71, 1)
     assert stage.house.sync_ok("events").upserts == {"org-a": 1}
@@ -443,6 +454,8 @@ def a_resync_goes_on_beside_deliveries(stage: Stage) -> None:
         (progress,) = destinations.find(house.app, "there", "org-a").fillings
         assert (progress.table, progress.rows, progress.of) == ("events", 6 + adapter.every_version, 11)
         assert str(progress.reached).startswith("2026-01-01")
+        (shown,) = read_status(house.app).destinations
+        assert (shown.state, shown.filled) == ("filling", (progress.rows, 11))
         with house.hot() as hot:
             insert_events(hot, "org-a", 70, 1)
             hot.execute("UPDATE ingested_events SET severity = 'LOW' WHERE id = 'org-a-e2'")
@@ -634,12 +647,16 @@ def parity_on_schedule_stands_until_it_is_mended(stage: Stage) -> None:
         insert_events(hot, "org-a", 70, 1)
     stage.house.sync_ok("events")
     stage.delivered()
+    assert [(d.state, d.lag) for d in read_status(app).destinations] == [("differs", 0)]
     said = destinations.find(app, "there", "org-a").last_error
     assert said is not None and "org-a-e3" in said and "severity" in said, said
     (result,) = resync(app, stage.destination, ["events"])
     assert result.error is None
     assert plan_parity(app.engine, 0) == ["parity"] and worker.once()
     assert destinations.find(app, "there", "org-a").last_error is None
+    if stage.place.kind is DestinationKind.POSTGRES_REPLICA:
+        shown = stage.house.run("status").stdout
+        assert "no expiry waits for one" in shown and "there" in shown
 
 
 def alter(stage: Stage) -> None:

@@ -168,6 +168,13 @@ DELIVERED = (
         f"{SUITE}[JSONL_S3-a_cleared_target_is_a_gap]",
     ),
     mutant(
+        "a-dead-destination-is-current",
+        "lakehouse/standing.py",
+        '            "needs a person": r.open == "DEAD_LETTER",\n            "error": r.last_error is not None and r.open is not None,\n',
+        "",
+        f"{SUITE}[PARQUET_S3-a_dead_destination_holds_up_nobody]",
+    ),
+    mutant(
         "a-view-is-replaced-before-its-readers-eyes",
         REPLICA,
         "            if not self._shows(cursor, layout):",
