@@ -224,6 +224,27 @@ DELIVERED = (
         "conformance/test_replica.py::test_a_destination_that_hangs_takes_one_place",
     ),
     mutant(
+        "a-server-that-hangs-is-waited-for",
+        "federation/postgres/line.py",
+        "            if self._speaks():",
+        "            if True:",
+        "conformance/test_silent.py::test_servers_that_are_stopped_hold_up_nobody",
+    ),
+    mutant(
+        "a-server-that-works-is-given-up",
+        "federation/postgres/line.py",
+        "            return bool(probe.recv(1))",
+        "            return False",
+        "conformance/test_silent.py::test_a_server_that_works_is_waited_for",
+    ),
+    mutant(
+        "anybody-may-use-the-line",
+        "federation/postgres/line.py",
+        "                if self._connected and self._listener is not None:",
+        "                if False:",
+        "conformance/test_silent.py::test_a_server_that_works_is_waited_for",
+    ),
+    mutant(
         "credentials-stored-untried",
         "lakehouse/destinations.py",
         '        values["target"] = check_target(\n            app, destination.organization, kind, destination.config, keys, tables or destination.tables\n        )\n',
