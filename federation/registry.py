@@ -22,6 +22,10 @@ class Way:
 
     storage: Mapping[str, str] = field(default_factory=dict, repr=False)
     address: str | None = None
+    answer_seconds: float = 60.0
+    """A server that answers to nobody for so long is given up."""
+    statement_seconds: float = 6 * 3600.0
+    """And one that is there, but says nothing for so long."""
 
 
 def open_adapter(
@@ -35,12 +39,14 @@ def open_adapter(
     """
     parsed = parse_config(kind, dict(config))
     if isinstance(parsed, PostgresReplicaConfig):
-        from federation.postgres.adapter import PostgresAdapter, connection_url
+        from federation.postgres.adapter import PostgresAdapter
+        from federation.postgres.line import Patience
 
         parts = urlsplit(credentials["url"])
-        more = {"hostaddr": way.address} if way.address else {}
-        where = f"replica {parts.hostname}:{parts.port or 5432}{parts.path}"
-        return PostgresAdapter(parsed, connection_url(credentials["url"], **more), owner, where)
+        server = (way.address or parts.hostname or "", parts.port or 5432)
+        where = f"replica {parts.hostname}:{server[1]}{parts.path}"
+        patience = Patience(way.answer_seconds, way.statement_seconds)
+        return PostgresAdapter(parsed, credentials["url"], owner, where, server, patience)
     if isinstance(parsed, FilesConfig):
         from federation.files.adapter import FilesAdapter
         from federation.files.jsonl import JsonlFormat
@@ -48,7 +54,7 @@ def open_adapter(
         from federation.files.store import Store
 
         form = ParquetFormat() if kind is DestinationKind.PARQUET_S3 else JsonlFormat()
-        return FilesAdapter(parsed, form, Store(parsed.location, way.storage), owner)
+        return FilesAdapter(parsed, form, Store(parsed.location, way.storage, way.answer_seconds), owner)
     raise DestinationError(f"{kind.value} is not fed by deliveries", retry=Retry.NEVER)
 
 

@@ -24,6 +24,7 @@ from lakehouse.control.models import (
 )
 from lakehouse.control.store import ALL_TABLES, lake_target
 from lakehouse.secrets.keyring import destination_place
+from lakehouse.standing import standings
 from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
@@ -69,6 +70,10 @@ class Destination:
     last_delivery_at: Any
     last_error: str | None
     fillings: list[Progress]
+    lag: int
+    """Of the table that is furthest behind: numbers of `_sequence` that it has not got yet."""
+    bound: int | None
+    """The lag above which it is filled from the current state; None where it gets every version."""
 
     @property
     def shared(self) -> bool:
@@ -100,6 +105,7 @@ def destinations(app: App, organization: str | None = None) -> list[Destination]
     with app.engine.connect() as connection:
         rows = connection.execute(query).all()
         own = connection.execute(select(DestinationTable.__table__)).all()
+        standing = standings(connection, list(app.contracts), app.settings.deliver.fill_behind, PARITY)
         filled = connection.execute(select(DestinationFilling.__table__).order_by(DestinationFilling.begun_at)).all()
     cadences: dict[uuid.UUID, dict[str, int]] = {}
     for row in own:
@@ -128,6 +134,8 @@ def destinations(app: App, organization: str | None = None) -> list[Destination]
             last_delivery_at=r.last_delivery_at,
             last_error=r.last_error,
             fillings=fillings.get(r.id, []),
+            lag=max((s.lag for s in standing if s.destination == r.id), default=0),
+            bound=next((s.bound for s in standing if s.destination == r.id), None),
         )
         for r in rows
     ]

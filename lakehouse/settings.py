@@ -192,8 +192,16 @@ class WorkSettings(_Section):
 
 
 class DeliverSettings(_Section):
-    """How destinations are fed. `fill_rows`: rows, about, that a filling takes at once."""
+    """How destinations are fed. One that is more than `fill_behind` versions behind is filled from the current state.
 
+    `fill_rows`: rows, about, that a filling takes at once. A target that answers to nobody for `answer_seconds`, or in
+    which one statement says nothing for `statement_seconds`, is given up until the next attempt.
+    """
+
+    answer_seconds: Annotated[float, Field(gt=0)] = 60
+    statement_seconds: Annotated[float, Field(gt=0)] = 6 * 3600
+
+    fill_behind: Annotated[int, Field(ge=1)] = 5_000_000
     fill_rows: Annotated[int, Field(ge=1)] = 200_000
 
 

@@ -23,8 +23,10 @@ from lakehouse.control.models import (
     WarehouseDestination,
     Window,
 )
+from lakehouse.destinations import PARITY
 from lakehouse.maintenance.bounds import Bounds, read_bounds
 from lakehouse.outbox import tasks
+from lakehouse.standing import Standing, standings
 from schemas.errors import LakehouseError
 
 RECENT_WINDOWS = 2000
@@ -74,11 +76,13 @@ class Status:
     window_seconds: dict[str, float]
     """By table: how wide recent windows were (median of the last 20): versions in between are not seen."""
     tables: list[TableStatus]
+    destinations: list[Standing]
     bounds: Bounds
 
     @property
     def healthy(self) -> bool:
-        return not any(t.error and t.state != "stopped" for t in self.tables)
+        well = not any(t.error and t.state != "stopped" for t in self.tables)
+        return well and all(d.healthy for d in self.destinations)
 
 
 def read_status(app: App) -> Status:
@@ -97,6 +101,7 @@ def read_status(app: App) -> Status:
             ),
             bounds=read_bounds(app),
             tables=_Reading(app, connection).tables(),
+            destinations=standings(connection, list(app.contracts), app.settings.deliver.fill_behind, PARITY),
         )
 
 

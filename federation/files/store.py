@@ -63,7 +63,7 @@ class Found:
 class Store:
     """Objects below `location` (s3://bucket/prefix). `storage`: pyiceberg's `s3.*` properties. Safe between threads."""
 
-    def __init__(self, location: str, storage: Mapping[str, str]) -> None:
+    def __init__(self, location: str, storage: Mapping[str, str], answer_seconds: float = 60.0) -> None:
         import boto3
         from botocore.config import Config
 
@@ -80,8 +80,9 @@ class Store:
             aws_secret_access_key=storage.get("s3.secret-access-key"),
             aws_session_token=storage.get("s3.session-token"),
             config=Config(
-                connect_timeout=5,
-                read_timeout=60,
+                connect_timeout=min(5.0, answer_seconds),
+                # A store that accepts and never answers is given up after as many of these as there are attempts.
+                read_timeout=answer_seconds,
                 retries={"max_attempts": 3, "mode": "standard"},
                 proxies={"http": proxy, "https": proxy} if proxy else None,
                 s3={"addressing_style": "path" if storage.get("s3.endpoint") else "auto"},

@@ -2,7 +2,8 @@
 
 The table's row in `_lakehouse` is locked first, so of two workers with one range the second finds it delivered. ADBC
 streams Arrow into a temporary table; one INSERT … ON CONFLICT merges it, and the `_sequence` moves with it. Killed
-anywhere, the server rolls back. The user needs CREATE on the schema (or on the database, to make it), nothing more.
+anywhere, the server rolls back; a server that hangs is given up (`line.py`). The user needs CREATE on the schema (or on
+the database, to make it), nothing more.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
 from federation.config import PostgresReplicaConfig
 from federation.postgres.layout import FILLINGS, MARKS, SHARED_MARKS, Layout, create_fillings, create_marks
+from federation.postgres.line import Line, Patience
 from federation.protocol import (
     Content,
     Delivery,
@@ -41,15 +43,10 @@ if TYPE_CHECKING:
 BATCH = "_lakehouse_batch"
 _BATCH = sql.Identifier("pg_temp", BATCH)
 _SESSION = (
-    "-csearch_path=pg_catalog,pg_temp -cTimeZone=UTC -cDateStyle=ISO,YMD -cextra_float_digits=1 -clock_timeout=10s"
+    "-csearch_path=pg_catalog,pg_temp -cTimeZone=UTC -cDateStyle=ISO,YMD -cextra_float_digits=1 -clock_timeout=10s "
+    # A statement of a line that was cut ends, and with it what it has locked.
+    "-cclient_connection_check_interval=10s"
 )
-_PATIENCE = {
-    "connect_timeout": "10",
-    "keepalives_idle": "30",
-    "keepalives_interval": "10",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "60000",
-}
 _MISSING = {"3F000", "42P01", "42703", "42804", "42809", "42P10", "42P16", "42704"}
 _REFUSED = {"28000", "28P01", "42501", "3D000"}
 _REFUSALS = (
@@ -62,10 +59,21 @@ _REFUSALS = (
 class PostgresAdapter:
     """An open replica. See `federation.protocol.Adapter`."""
 
-    def __init__(self, config: PostgresReplicaConfig, url: str, owner: Owner, where: str) -> None:
-        """`url` is what libpq is given; `where` names the server in errors, without credentials."""
+    def __init__(
+        self,
+        config: PostgresReplicaConfig,
+        url: str,
+        owner: Owner,
+        where: str,
+        server: tuple[str, int],
+        patience: Patience,
+    ) -> None:
+        """`where` names the server in errors, without credentials; `server` is the address that is connected to."""
         self.config = config
         self.owner = owner
+        self._server = server
+        self._patience = patience
+        self._line: Line | None = None
         self.where = f"{where}, schema {config.schema_name}"
         self._url = url
         self._open: Connection | None = None
@@ -334,17 +342,39 @@ class PostgresAdapter:
             with suppress(Error):
                 self._open.close()
             self._open = None
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+
+    def _connect(self) -> tuple[Connection, Line]:
+        from adbc_driver_postgresql import dbapi
+
+        if self._line is None:
+            self._line = Line(self._server, self._patience)
+        line = self._line
+        if self._open is None:
+            with line.asking():
+                self._open = dbapi.connect(connection_url(self._url, line.port), autocommit=False)
+            line.connected()
+        return self._open, line
+
+    def _resting(self, rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The same rows; while one is waited for, no answer of the server's is."""
+        iterator = iter(rows)
+        while True:
+            with self._line.asking(resting=True) if self._line else nullcontext():
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            yield batch
 
     @contextmanager
     def _transaction(self, *, repeatable: bool = False) -> Iterator[Cursor]:
         from adbc_driver_manager import Error
-        from adbc_driver_postgresql import dbapi
 
         try:
-            if self._open is None:
-                self._open = dbapi.connect(self._url, autocommit=False)
-            connection = self._open
-            with connection.cursor() as cursor:
+            connection, line = self._connect()
+            with line.asking(), connection.cursor() as cursor:
                 if repeatable:
                     cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
                 try:
@@ -355,11 +385,14 @@ class PostgresAdapter:
                     raise
                 connection.commit()
         except (Error, OSError) as error:
+            cut = self._line.fault if self._line is not None else None
             # What broke may be the connection: the next transaction opens one anew.
             self.close()
-            raise self._fault(error) from error
+            raise self._fault(error, cut) from error
 
-    def _fault(self, error: Exception) -> DestinationError:
+    def _fault(self, error: Exception, cut: str | None) -> DestinationError:
+        if cut is not None:
+            return DestinationError(f"{self.where}: {cut}", "It is tried again.", retry=Retry.TIMED)
         state = str(getattr(error, "sqlstate", "") or "")
         # The server's own words, without the statement that the driver puts before them.
         said = re.search(r"\b(?:ERROR|FATAL|PANIC):\s+(.+)", str(error))
@@ -436,7 +469,7 @@ class PostgresAdapter:
         import pyarrow as pa
 
         schema = pa.schema([f.remove_metadata() for f in arrow_schema(contract)])
-        reader = pa.RecordBatchReader.from_batches(schema, (_plain(b, schema) for b in rows))
+        reader = pa.RecordBatchReader.from_batches(schema, (_plain(b, schema) for b in self._resting(rows)))
         return int(cursor.adbc_ingest(BATCH, reader, mode="create", temporary=True))
 
     def _stand(self, cursor: Cursor, layout: Layout, sequence: int, snapshot_id: int) -> None:
@@ -481,17 +514,21 @@ class PostgresAdapter:
         cursor.execute(statement.as_string(None))
 
 
-def connection_url(url: str, *, application: str = "lakehouse replica", **more: str) -> str:
-    """A URL for libpq with our session's settings; `more` adds parameters (`hostaddr`)."""
+def connection_url(url: str, port: int) -> str:
+    """A URL for libpq with our session's settings, through a port of this machine; TLS is with the url's host."""
     from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
     parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query)) | {"application_name": application, "options": _SESSION, **more}
-    # A server that is gone without a word is given up, not waited for by the hour.
-    for name, value in _PATIENCE.items():
-        query.setdefault(name, value)
+    query = dict(parse_qsl(parts.query)) | {
+        "application_name": "lakehouse replica",
+        "options": _SESSION,
+        "hostaddr": "127.0.0.1",
+    }
+    query.setdefault("connect_timeout", "10")
+    user, at, host = parts.netloc.rpartition("@")
+    netloc = f"{user}{at}{re.sub(r':[0-9]*$', '', host)}:{port}"
     # libpq decodes %20 but not +.
-    return urlunsplit(parts._replace(query=urlencode(query).replace("+", "%20")))
+    return urlunsplit(parts._replace(netloc=netloc, query=urlencode(query).replace("+", "%20")))
 
 
 def _quoted(name: str) -> str:

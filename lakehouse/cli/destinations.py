@@ -241,6 +241,8 @@ def _show(found: list[Destination], *, as_json: bool) -> None:
                 "cadence",
                 "tables",
                 "open",
+                "lag",
+                "bound",
                 "filling",
                 "last delivery",
                 "last error",
@@ -255,13 +257,15 @@ def _show(found: list[Destination], *, as_json: bool) -> None:
                     + "".join(f", {t} {duration(s)}" for t, s in sorted(d.table_cadences.items())),
                     "all" if d.tables == ["*"] else ", ".join(d.tables),
                     d.open_deliveries,
+                    d.lag,
+                    d.bound,
                     ", ".join(f"{f.table} {f.rows:,} of {f.of:,}" for f in d.fillings),
                     d.last_delivery_at,
                     d.last_error,
                 )
                 for d in found
             ],
-            numbers=("open",),
+            numbers=("open", "lag", "bound"),
         )
     )
 

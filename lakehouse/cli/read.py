@@ -14,6 +14,7 @@ from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
     from lakehouse.maintenance.bounds import Bounds
+    from lakehouse.standing import Standing
     from lakehouse.status import TableStatus
     from lakehouse.verify.compare import Comparison
 
@@ -33,7 +34,8 @@ def status(as_json: JsonFlag = False) -> None:
     found = read_status(app)
     warn_newcomers(app)
     if as_json:
-        print_json({**dataclasses.asdict(found), "healthy": found.healthy})
+        standing = [{**dataclasses.asdict(d), "lag": d.lag} for d in found.destinations]
+        print_json({**dataclasses.asdict(found), "destinations": standing, "healthy": found.healthy})
     else:
         labels = {t.organization: t.label or t.organization for t in tenants(app)}
         stdout.print(f"installation {found.installation}: {found.source} -> {found.warehouse}", markup=False)
@@ -95,9 +97,41 @@ def status(as_json: JsonFlag = False) -> None:
         for method, lines in {t.method: t.cannot_see for t in found.tables if t.method}.items():
             wide = f" (recent windows are {duration(widest)} wide)" if widest else ""
             stdout.print(f"method {method} cannot see: {'; '.join(lines)}{wide}", markup=False, soft_wrap=True)
+        if found.destinations:
+            _show_destinations(found.destinations, labels)
         show_bounds(found.bounds, labels)
     if not found.healthy:
         raise typer.Exit(1)
+
+
+def _show_destinations(found: list[Standing], labels: dict[str, str]) -> None:
+    columns = ("destination", "kind", "organization", "table", "state", "sequence", "lag", "bound", "filled")
+    stdout.print("")
+    stdout.print(
+        table(
+            "destinations, fed from the lake: no expiry waits for one; one whose lag passes its bound is filled from "
+            "the current state",
+            columns,
+            [
+                (
+                    d.name,
+                    d.kind,
+                    labels.get(d.organization, d.organization),
+                    d.table,
+                    d.state,
+                    d.sequence,
+                    d.lag,
+                    d.bound if d.bound is not None else "history",
+                    f"{d.filled[0]:,} of {d.filled[1]:,}" if d.filled else "",
+                )
+                for d in found
+            ],
+            numbers=("sequence", "lag", "bound", "filled"),
+        )
+    )
+    for d in found:
+        if d.error:
+            stderr.print(f"{d.state}: {d.name}: {d.table}: {d.error}", markup=False, soft_wrap=True)
 
 
 def _behind(status: TableStatus) -> str:

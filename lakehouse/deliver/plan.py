@@ -2,7 +2,9 @@
 
 A destination has one open delivery a table at most (a vendor-wide one, a table and organization): its ranges follow one
 another without a hole. A range begins where the newest one ended and goes to where the lake stands, at most `STEP`
-numbers: what a paused destination missed is brought in large steps, without waiting for its cadence between them.
+numbers: what a paused destination missed is brought in large steps, without waiting for its cadence between them. One
+that is new, or further behind than a bound, gets all at once, for it is filled from the lake's current state; but not
+one with a history, which wants every version.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ _PLAN = text(
     INSERT INTO warehouse_deliveries
         (id, organization_id, destination_id, table_name, sequence_after, sequence_upto, status, next_attempt_at)
     SELECT gen_random_uuid(), c.organization_id, d.id, c.table_name, coalesce(w.upto, 0),
-           least(c.sequence, coalesce(w.upto, 0) + :step), 'PENDING', clock_timestamp()
+           CASE WHEN (w.upto IS NULL OR c.sequence - w.upto > :behind)
+                     AND NOT coalesce(cast(d.config ->> 'history' AS boolean), false)
+                THEN c.sequence ELSE least(c.sequence, coalesce(w.upto, 0) + :step) END,
+           'PENDING', clock_timestamp()
     FROM warehouse_destinations d
     JOIN cursors c ON (d.organization_id IS NULL OR c.organization_id = d.organization_id)
         AND (c.table_name = ANY(d.enabled_tables) OR '*' = ANY(d.enabled_tables))
@@ -53,13 +58,14 @@ def plan_deliveries(
     engine: Engine,
     tables: Sequence[str],
     *,
+    behind: int,
     early: bool = False,
     destinations: Sequence[uuid.UUID] | None = None,
     step: int = STEP,
 ) -> list[uuid.UUID]:
     """Add the deliveries that are due; returns their ids. `early`: also those whose cadence has not passed.
 
-    `destinations`: only of these.
+    `behind`: the bound of a lag, in numbers of `_sequence`. `destinations`: only of these.
     """
     with engine.begin() as connection:
         return list(
@@ -71,6 +77,7 @@ def plan_deliveries(
                     "early": early,
                     "destinations": list(destinations) if destinations is not None else None,
                     "step": step,
+                    "behind": behind,
                 },
             )
         )

@@ -33,9 +33,10 @@ from schemas.errors import LakehouseError
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from federation.protocol import Receipt
+    from federation.protocol import Adapter, Receipt
     from lakehouse.app import App
     from lakehouse.destinations import Destination
+    from schemas.contract import Contract
 
 
 def deliver_claimed(app: App, claimed: ClaimedDelivery) -> LakehouseError | None:
@@ -62,13 +63,19 @@ def deliver_claimed(app: App, claimed: ClaimedDelivery) -> LakehouseError | None
             adapter = adapter_of(app, claimed.organization, claimed.kind, raw, credentials, shared=shared)
             try:
                 adapter.prepare(contract)
-                delivery = Delivery(
-                    str(claimed.id), contract, claimed.sequence_after, claimed.sequence_upto, lake.snapshot_id
-                )
-                with range_reader(app, lake) as rows:
-                    claimed.lease.check()
-                    receipt = adapter.deliver(delivery, rows)
-                check_range(app, adapter, claimed.kind, credentials, lake, claimed.sequence_after)
+                if _is_filled(app, adapter, contract, claimed):
+                    place = Place(claimed.destination, contract, claimed.organization, claimed.lease.check)
+                    receipt, lake = fill(app, adapter, place)
+                    event["filled"] = True
+                    check_range(app, adapter, claimed.kind, credentials, lake, 0)
+                else:
+                    delivery = Delivery(
+                        str(claimed.id), contract, claimed.sequence_after, claimed.sequence_upto, lake.snapshot_id
+                    )
+                    with range_reader(app, lake) as rows:
+                        claimed.lease.check()
+                        receipt = adapter.deliver(delivery, rows)
+                    check_range(app, adapter, claimed.kind, credentials, lake, claimed.sequence_after)
             finally:
                 adapter.close()
             failpoint("delivery.delivered")
@@ -87,6 +94,19 @@ def deliver_claimed(app: App, claimed: ClaimedDelivery) -> LakehouseError | None
             return error
         event |= {"rows": receipt.rows, "bytes": receipt.bytes, "snapshot": lake.snapshot_id}
     return None
+
+
+def _is_filled(app: App, adapter: Adapter, contract: Contract, claimed: ClaimedDelivery) -> bool:
+    """Whether it is filled from the lake's current state, and does not get the range: it is new, or far behind.
+
+    One that was cleared is not: it stands before its range, and a person has to look.
+    """
+    if adapter.every_version:
+        return False
+    stands = adapter.standing(contract)
+    if not claimed.sequence_after <= stands < claimed.sequence_upto:
+        return False
+    return stands == 0 or claimed.sequence_upto - stands > app.settings.deliver.fill_behind
 
 
 def deliver_now(
@@ -113,7 +133,8 @@ def _round(
     """Plan and do what can be done now; how many deliveries succeeded."""
     names = {d.id: d.name for d in chosen}
     done = 0
-    plan_deliveries(app.engine, tables, early=True, destinations=list(names), step=step)
+    behind = app.settings.deliver.fill_behind
+    plan_deliveries(app.engine, tables, behind=behind, early=True, destinations=list(names), step=step)
     mine = deliveries.claim(
         app.engine,
         app.leases.owner,

@@ -56,15 +56,17 @@ def way_to(app: App, organization: str | None, config: Any, credentials: Mapping
         EgressError: it leads where a tenant's must not.
         DestinationError: an endpoint without keys of its own.
     """
+    deliver = app.settings.deliver
     if isinstance(config, FilesConfig):
-        return Way(storage=_storage(app, organization, config, credentials))
+        return Way(_storage(app, organization, config, credentials), None, deliver.answer_seconds)
     url = credentials["url"]
     parts = urlsplit(url)
     if parts.scheme.split("+")[0] not in ("postgresql", "postgres") or not parts.hostname or "," in parts.netloc:
         raise DestinationError(
             "the replica's url must look like postgresql://user:password@host:5432/database", retry=Retry.NEVER
         )
-    return Way(address=app.guard.resolve(parts.hostname, parts.port or 5432)[0])
+    address = app.guard.resolve(parts.hostname, parts.port or 5432)[0]
+    return Way(address=address, answer_seconds=deliver.answer_seconds, statement_seconds=deliver.statement_seconds)
 
 
 def _storage(app: App, organization: str | None, config: FilesConfig, credentials: Mapping[str, str]) -> dict[str, str]:

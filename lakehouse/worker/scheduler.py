@@ -112,7 +112,7 @@ class Scheduler:
         tables = list(self.app.contracts)
         plan.plan_windows(self.app.engine, tables)
         plan.plan_backfills(self.app.engine, tables)
-        plan_deliveries(self.app.engine, tables)
+        plan_deliveries(self.app.engine, tables, behind=self.app.settings.deliver.fill_behind)
 
     def _maintenance(self) -> None:
         from lakehouse.maintenance.run import maintained

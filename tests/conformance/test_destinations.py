@@ -44,6 +44,7 @@ from lakehouse.glance import nothing_to_do
 from lakehouse.maintenance.run import maintain_table
 from lakehouse.retention.apply import apply as let_days_go
 from lakehouse.retention.policy import set_retention
+from lakehouse.status import read_status
 from lakehouse.worker.plan import plan_parity
 from lakehouse.worker.worker import Worker
 from schemas.contract import BUILT_IN
@@ -82,6 +83,27 @@ class Stage:
     def adapter(self, credentials: dict[str, str] | None = None) -> Any:
         keys = self.place.credentials if credentials is None else credentials
         return adapter_of(self.house.app, "org-a", self.place.kind, self.place.config, keys)
+
+    @property
+    def every_version(self) -> bool:
+        return bool(self.place.config.get("history"))
+
+    def versions(self) -> int:
+        """How many are there, as a stranger would count them."""
+        place = self.place
+        if isinstance(place, Files):
+            return len(place.rows("events"))
+        assert isinstance(place, Replica)
+        with psycopg.connect(place.admin, autocommit=True) as connection:
+            name = sql.Identifier(place.schema, "events_history")
+            ((count,),) = connection.execute(sql.SQL("SELECT count(*) FROM {}").format(name)).fetchall()
+            return int(count)
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """What was delivered, by the outbox."""
+        rows = destinations.deliveries(self.house.app, destination=str(self.destination.id), all_of_them=True)
+        assert {r["status"] for r in rows} <= {DeliveryStatus.DELIVERED.value}
+        return sorted((r["sequence_after"], r["sequence_upto"]) for r in rows)
 
     def pieces(self, *bounds: int) -> list[Delivery]:
         contract = self.house.app.contract("events")
@@ -350,6 +372,16 @@ def a_dead_destination_holds_up_nobody(stage: Stage) -> None:
     (row,) = destinations.deliveries(stage.house.app, destination=str(stage.destination.id))
     assert row["status"] == DeliveryStatus.DEAD_LETTER.value
     assert destinations.find(stage.house.app, "there", "org-a").status == "error"
+    (shown,) = read_status(stage.house.app).destinations
+    assert (shown.name, shown.table, shown.state, shown.sequence, shown.lag) == (
+        "there",
+        "events",
+        "needs a person",
+        10,
+        1,
+    )
+    assert shown.error is not None and "org-z" in shown.error
+    assert shown.bound == (None if stage.every_version else 5_000_000)
     with stage.house.hot() as hot:
         insert_events(hot, "org-a", 71, 1)
     assert stage.house.sync_ok("events").upserts == {"org-a": 1}
@@ -425,6 +457,8 @@ def a_resync_goes_on_beside_deliveries(stage: Stage) -> None:
         (progress,) = destinations.find(house.app, "there", "org-a").fillings
         assert (progress.table, progress.rows, progress.of) == ("events", 6 + adapter.every_version, 11)
         assert str(progress.reached).startswith("2026-01-01")
+        (shown,) = read_status(house.app).destinations
+        assert (shown.state, shown.filled) == ("filling", (progress.rows, 11))
         with house.hot() as hot:
             insert_events(hot, "org-a", 70, 1)
             hot.execute("UPDATE ingested_events SET severity = 'LOW' WHERE id = 'org-a-e2'")
@@ -487,10 +521,34 @@ def ranges_outlive_expiry_and_compaction(stage: Stage) -> None:
 def small_steps_reach_the_same_end(stage: Stage) -> None:
     deliver_now(stage.house.app, [stage.destination], ["events"], step=3)
     stage.equal()
-    rows = destinations.deliveries(stage.house.app, destination=str(stage.destination.id), all_of_them=True)
-    ranges = sorted((r["sequence_after"], r["sequence_upto"]) for r in rows)
-    assert ranges == [(0, 3), (3, 6), (6, 9), (9, 10)]
-    assert {r["status"] for r in rows} == {DeliveryStatus.DELIVERED.value}
+    # One that keeps no history is new, and filled at once.
+    assert stage.ranges() == ([(0, 3), (3, 6), (6, 9), (9, 10)] if stage.every_version else [(0, 10)])
+
+
+def one_that_is_new_or_far_behind_is_filled(stage: Stage) -> None:
+    """From the lake's current state, and not with each version; one with a history gets them all."""
+    house = stage.house
+    house.reopen(DELIVER__FILL_BEHIND="2")
+    with house.hot() as hot:
+
+        def change(times: int) -> None:
+            for _ in range(times):
+                hot.execute("UPDATE ingested_events SET source = gen_random_uuid()::text WHERE id = 'org-a-e1'")
+                house.sync_ok("events")
+
+        change(2)
+        stage.delivered()
+        assert (stage.ranges(), stage.versions()) == ([(0, 12)], 12 if stage.every_version else 10)
+        change(2)
+        stage.delivered()
+        assert (stage.ranges()[1:], stage.versions()) == ([(12, 14)], 14 if stage.every_version else 12)
+        hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e2'")
+        house.sync_ok("events", reconcile=True)
+        change(2)
+    stage.delivered()
+    assert (stage.ranges()[2:], stage.versions()) == ([(14, 17)], 17 if stage.every_version else 9)
+    assert len(stage.place.ids("events")) == 9
+    stage.equal()
 
 
 def a_half_failed_delivery_is_finished(stage: Stage) -> None:
@@ -592,12 +650,16 @@ def parity_on_schedule_stands_until_it_is_mended(stage: Stage) -> None:
         insert_events(hot, "org-a", 70, 1)
     stage.house.sync_ok("events")
     stage.delivered()
+    assert [(d.state, d.lag) for d in read_status(app).destinations] == [("differs", 0)]
     said = destinations.find(app, "there", "org-a").last_error
     assert said is not None and "org-a-e3" in said and "severity" in said, said
     (result,) = resync(app, stage.destination, ["events"])
     assert result.error is None
     assert plan_parity(app.engine, 0) == ["parity"] and worker.once()
     assert destinations.find(app, "there", "org-a").last_error is None
+    if stage.place.kind is DestinationKind.POSTGRES_REPLICA:
+        shown = stage.house.run("status").stdout
+        assert "no expiry waits for one" in shown and "there" in shown
 
 
 def alter(stage: Stage) -> None:
@@ -685,6 +747,7 @@ CASES: tuple[Callable[[Stage], None], ...] = (
     who_fills_beside_another_gives_way,
     ranges_outlive_expiry_and_compaction,
     small_steps_reach_the_same_end,
+    one_that_is_new_or_far_behind_is_filled,
     a_half_failed_delivery_is_finished,
     two_workers_with_one_range,
     one_altered_value_is_named,

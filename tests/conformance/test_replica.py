@@ -19,7 +19,7 @@ from lakehouse import destinations
 from lakehouse.app import App
 from lakehouse.deliver.plan import plan_deliveries
 from lakehouse.deliver.ranges import open_lake_table, range_reader
-from lakehouse.deliver.run import resync
+from lakehouse.deliver.run import deliver_now, resync
 from lakehouse.outbox import tasks
 from lakehouse.worker.worker import Worker
 from schemas.contract import BUILT_IN
@@ -210,6 +210,23 @@ def test_a_name_that_a_replica_would_cut_is_refused_at_once(stage: Stage) -> Non
     add(stage, tables=["events"])
 
 
+def test_a_replica_without_a_history_is_filled(stage: Stage, there: psycopg.Connection[Any]) -> None:
+    house = stage.house
+    house.reopen(DELIVER__FILL_BEHIND="2")
+    with house.hot() as hot:
+        for _ in range(3):
+            hot.execute("UPDATE ingested_events SET source = gen_random_uuid()::text WHERE id = 'org-a-e1'")
+            house.sync_ok("events")
+    add(stage, tables=["events"])
+    another = destinations.find(house.app, "another", "org-a")
+    stage.destination = another
+    deliver_now(house.app, [another], ["events"], step=4)
+    assert stage.ranges() == [(0, 13)]
+    assert there.execute("SELECT count(*), min(_sequence) FROM another._events").fetchone() == (10, 2)
+    assert there.execute("SELECT to_regclass('another.events_history') IS NULL").fetchone() == (True,)
+    stage.equal()
+
+
 def test_a_user_that_cannot_load_is_refused_at_once(stage: Stage, there: psycopg.Connection[Any]) -> None:
     name = sql.Identifier(urlsplit(stage.place.credentials["url"]).path.strip("/"))
     there.execute(sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(name))
@@ -274,7 +291,7 @@ def test_a_destination_that_hangs_takes_one_place(stage: Stage) -> None:
         destinations.edit(house.app, stage.destination, tables=["*"], credentials={"url": proxy.url})
         app = house.reopen(WORK__CONCURRENCY="2", WORK__POLL_SECONDS="0.05")
         fault = proxy.arm(Fault("hold", lambda request: request.text == "(connect)", times=None))
-        assert len(plan_deliveries(app.engine, ["events", "audit_log"], early=True)) == 2
+        assert len(plan_deliveries(app.engine, ["events", "audit_log"], behind=100, early=True)) == 2
         stop = threading.Event()
         worker = Worker(app, stop)
         worker.start()
