@@ -35,6 +35,7 @@ from lakehouse.control.landings import IdleMove, StagedShare, staged_share
 from lakehouse.failpoints import failpoint
 from lakehouse.landing.commit import FencedError, land
 from lakehouse.landing.cursor import Inventory, LakeCursor, Quarantine, needs_comparison, read_cursor
+from lakehouse.landing.held import KeyReconciliation
 from lakehouse.landing.parquet import StagedFileError, check_staged
 from lakehouse.landing.quarantine import Known, Moment, advance, open_keys, staged
 from lakehouse.landing.staging import Share, Stager, Target
@@ -50,6 +51,11 @@ from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table
+
+
+MANY_ARCHIVED = 5_000
+"""Archived keys of one organization that a comparison finds, above which an inventory lands although nothing else does:
+else they would all be asked for again by the next one."""
 
 
 class LakeTables:
@@ -259,13 +265,9 @@ def _window(
                     shares.setdefault(organization, Share())
                     result.quarantined[organization] = log.open
             for plan, keys in comparing:
-                if keys is None:
-                    continue
-                for organization in plan.group.organizations:
-                    if organization in shares and organization not in window.violations:
-                        inventories[organization] = keys.write_inventory(
-                            tables(organization), organization, counter.last(organization), cursors[organization]
-                        )
+                if keys is not None:
+                    mine = [o for o in plan.group.organizations if o not in window.violations and o not in failures]
+                    inventories |= _inventories(keys, mine, shares, tables, counter, cursors)
         positions = {o: window.next_position(plan) for plan in window.plans for o in plan.group.organizations}
         failures |= {o: v.error(contract) for o, v in window.violations.items()}
         failures |= window.refused
@@ -326,6 +328,29 @@ def _window(
         if item not in recorded:
             result.errors[item.organization] = _believe_lake(app, contract, tables, item)
     return recorded
+
+
+def _inventories(
+    keys: KeyReconciliation,
+    organizations: Sequence[str],
+    shares: dict[str, Share],
+    tables: LakeTables,
+    counter: _SequenceCounter,
+    cursors: Mapping[str, LakeCursor],
+) -> dict[str, Inventory]:
+    """Write the present keys of those that land something."""
+    written: dict[str, Inventory] = {}
+    for organization in organizations:
+        if organization not in shares:
+            if keys.archived.get(organization, 0) <= MANY_ARCHIVED:
+                continue
+            # Without them: they are not asked for again. A landing has a number of its own, with rows or without.
+            counter.take(organization, 1)
+            shares[organization] = Share()
+        written[organization] = keys.write_inventory(
+            tables(organization), organization, counter.last(organization), cursors[organization]
+        )
+    return written
 
 
 def _compare(method: str, cursors: Mapping[str, LakeCursor], wanted: bool | None) -> bool | None:

@@ -34,9 +34,7 @@ _TAKEN = "CREATE OR REPLACE TEMP TABLE taken (row_key VARCHAR, event_time TIMEST
 class Archived:
     """Asks for one table which of an organization's keys have tombstones. `archive` opens a lake's `_archive`."""
 
-    def __init__(
-        self, contract: Contract, tombstones: Tombstones, archive: Callable[[str], Table | None] = lambda _: None
-    ) -> None:
+    def __init__(self, contract: Contract, tombstones: Tombstones, archive: Callable[[str], Table | None]) -> None:
         self.contract = contract
         self.tombstones = tombstones
         self._archive = archive
@@ -50,6 +48,8 @@ class Archived:
             SourceError: they cannot be read. LakehouseError, duckdb.Error: the lake's `_archive` cannot.
         """
         duck.execute(_TAKEN)
+        if not any(_last(duck, name) for name in tables):
+            return False
         for name in tables:
             for begin in range(0, _last(duck, name), KEYS):
                 page = duck.execute(

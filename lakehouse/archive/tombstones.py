@@ -38,7 +38,7 @@ class Tombstones:
     def __init__(self, catalog: Catalog, contract: Contract) -> None:
         self.contract = contract
         self._catalog = catalog
-        self._readable: bool | None = None
+        self._found: tuple[bool | None, str] | None = None
 
     @property
     def there(self) -> bool:
@@ -47,25 +47,25 @@ class Tombstones:
         Raises:
             SourceError: it has one that this user may not read.
         """
-        if self._readable is None:
-            row = self._catalog.execute(
-                "SELECT count(*), coalesce(bool_and(has_schema_privilege(n.oid, 'USAGE') "
-                "AND has_table_privilege(c.oid, 'SELECT')), true), current_user::text "
-                "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-                "WHERE n.nspname = %s AND c.relname = ANY(%s::text[])",
-                [SCHEMA, [LOG, BATCHES]],
-            ).fetchone()
-            found, readable, user = row
-            if not readable:
-                raise SourceError(
-                    f"{self.contract.source_name}: {user} may not read in the schema {SCHEMA} which rows the archive "
-                    "took, and rows are gone: no delete was landed",
-                    f"As its owner: GRANT USAGE ON SCHEMA {SCHEMA} TO {user}; "
-                    f"GRANT SELECT ON ALL TABLES IN SCHEMA {SCHEMA} TO {user};",
-                    retry=Retry.MANUAL,
-                )
-            self._readable = found == 2
-        return self._readable
+        readable, user = self._look()
+        if readable is False:
+            raise SourceError(
+                f"{self.contract.source_name}: keys are gone or new, and {user} may not read in the schema {SCHEMA} "
+                "which of them the archive took: nothing was landed",
+                f"As its owner: GRANT USAGE ON SCHEMA {SCHEMA} TO {user}; "
+                f"GRANT SELECT ON ALL TABLES IN SCHEMA {SCHEMA} TO {user};",
+                retry=Retry.MANUAL,
+            )
+        return readable is True
+
+    @property
+    def closed(self) -> bool:
+        """It has one that this user may not read: whoever finds nothing to ask about goes on all the same."""
+        return self._look()[0] is False
+
+    def _look(self) -> tuple[bool | None, str]:
+        self._found = self._found or _look(self._catalog)
+        return self._found
 
     def of(self, organization: str, keys: Sequence[str]) -> list[Taken]:
         """The tombstones of these keys (texts); at most `KEYS` of them."""
@@ -111,6 +111,34 @@ class Tombstones:
             if len(rows) < EVERY:
                 return
             key, batch = rows[-1][0], rows[-1][3]
+
+
+def archived_rows(catalog: Catalog) -> dict[tuple[str, str], tuple[int, int]] | None:
+    """By organization and table: rows that the archive took, and how many of them are not exported yet.
+
+    None where this user may not read it.
+    """
+    if (readable := _look(catalog)[0]) is None or not readable:
+        return {} if readable is None else None
+    rows = catalog.execute(
+        "SELECT organization_id, table_name, sum(row_count)::bigint, "
+        "coalesce(sum(row_count) FILTER (WHERE exported_at IS NULL), 0)::bigint "
+        "FROM lakehouse_archive.batches GROUP BY 1, 2"
+    ).fetchall()
+    return {(organization, name): (count, waiting) for organization, name, count, waiting in rows}
+
+
+def _look(catalog: Catalog) -> tuple[bool | None, str]:
+    """Whether this user may read the archive's records (None: there is no archive), and who that is."""
+    # By the catalog's own tables: asking for a name in a schema that is closed to this user is an error.
+    found, readable, user = catalog.execute(
+        "SELECT count(*), coalesce(bool_and(has_schema_privilege(n.oid, 'USAGE') "
+        "AND has_table_privilege(c.oid, 'SELECT')), true), current_user::text "
+        "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE n.nspname = %s AND c.relname = ANY(%s::text[])",
+        [SCHEMA, [LOG, BATCHES]],
+    ).fetchone()
+    return (readable if found == 2 else None), user
 
 
 def not_by_archive(contract: Contract) -> sql.Composable:

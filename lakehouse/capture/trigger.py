@@ -252,7 +252,7 @@ class TriggerWindow(XminWindow):
         contract = self.contract
         only = [c.name for c in installation.identity_columns(contract)]
         gone = self._gone(plan)
-        if not self._any_gone(plan):
+        if self.tombstones.closed and not self._any(self._sign_of_gone(plan)):
             return
         if self.tombstones.there:
             gone.append(not_by_archive(contract))
@@ -271,7 +271,11 @@ class TriggerWindow(XminWindow):
     def returned(self, plan: Plan) -> Iterator[pa.RecordBatch]:
         """See `OpenWindow.returned`. Of tombstones that were pruned only a comparison of keys knows."""
         contract = self.contract
-        if plan.reconcile or contract.identity == contract.primary_key or not self.tombstones.there:
+        if plan.reconcile or contract.identity == contract.primary_key:
+            return
+        if self.tombstones.closed and not self._any(super()._signs(plan)[0]):
+            return
+        if not self.tombstones.there:
             return
         only = [c.name for c in installation.identity_columns(contract)]
         query = sql.SQL("SELECT DISTINCT {} FROM {} AS t").format(
@@ -326,9 +330,8 @@ class TriggerWindow(XminWindow):
             installation.log_table(self.contract), sql.SQL(" AND ").join(self._gone(plan))
         )
 
-    def _any_gone(self, plan: Plan) -> bool:
-        """Only then is it asked what the archive took, which this user may not be allowed to read."""
-        return any(batch.num_rows for batch in stream(self.cursor, self._sign_of_gone(plan), self.contract))
+    def _any(self, sign: sql.Composable) -> bool:
+        return any(batch.num_rows for batch in stream(self.cursor, sign, self.contract))
 
     def _changed(self, plan: Plan) -> list[sql.Composable]:
         position = plan.group.position

@@ -163,6 +163,8 @@ class KeyReconciliation:
         self.contract = contract
         self._connection = connection
         self._archived = archived
+        self.archived: dict[str, int] = {}
+        """By organization: keys that were missed here, and that the archive took."""
         self._names = list(dict.fromkeys([contract.tenant, *contract.identity]))
         self._columns = ", ".join(quoted(n) for n in self._names)
         # What the hot table has and the lake cannot hold, by primary key: usually nothing.
@@ -206,6 +208,7 @@ class KeyReconciliation:
             history = lake_relation(table.metadata_location)
             since = inventory.sequence if inventory else None
             archived_of(self._connection, self.contract, "vanished", history, since)
+            self.archived[organization] = self._connection.execute("SELECT count(*) FROM archived").fetchall()[0][0]
             same = " AND ".join(f"a.{quoted(n)} = v.{quoted(n)}" for n in self._names)
             gone = (
                 f"SELECT {self._columns} FROM vanished v WHERE NOT EXISTS (SELECT 1 FROM archived a WHERE {same})"
@@ -316,8 +319,11 @@ def held_alive(
     if not found.num_rows or table.current_snapshot() is None:
         return
     with connect(lakes) as connection:
-        connection.register("found", found)
-        mine = f"SELECT DISTINCT * FROM found WHERE {quoted(contract.tenant)}::VARCHAR = {literal(organization)}"
+        connection.register("batches", found)
+        # A table of DuckDB's own: filters on times that it pushes into Arrow's need what is not installed.
+        connection.execute("CREATE TEMP TABLE found AS SELECT DISTINCT * FROM batches")
+        connection.unregister("batches")
+        mine = f"SELECT * FROM found WHERE {quoted(contract.tenant)}::VARCHAR = {literal(organization)}"
         try:
             yield from connection.execute(
                 alive(contract, mine, lake_relation(table.metadata_location))
