@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import psycopg
 from sqlalchemy import Connection, select
 
 from federation.kinds import DeliveryStatus, DestinationKind
 from lakehouse.app import App
+from lakehouse.archive.tombstones import archived_rows
 from lakehouse.capture.check import blind_spots
 from lakehouse.capture.source import change_counts
 from lakehouse.control.models import (
@@ -60,6 +62,10 @@ class TableStatus:
     """Rows of the hot table that the lake cannot hold; kept whole beside it (`lakehouse quarantine`)."""
     quarantined_first: str | None
     """The first of them: its key, column and reason."""
+    archived: int | None
+    """Rows that the archive took from the hot table; None where that cannot be read."""
+    not_exported: int | None
+    """Of those: whose tombstones are in the hot database only, and not in the lake's `_archive` yet."""
     next_attempt_at: datetime | None
     cannot_see: list[str]
     error: str | None
@@ -140,9 +146,17 @@ class _Reading:
             (r.destination_id, r.table_name): r.cadence_seconds
             for r in connection.execute(select(DestinationTable.__table__))
         }
-        self.unread = self._unread(connection)
+        self.unread: dict[str, int] = {}
+        self.archived: dict[tuple[str, str], tuple[int, int]] | None = None
+        try:
+            with app.source.catalog() as catalog:
+                self.unread = self._unread(connection, catalog)
+                self.archived = archived_rows(catalog)
+        except LakehouseError:
+            # What only the hot database knows is not known then; everything else is.
+            pass
 
-    def _unread(self, connection: Connection) -> dict[str, int]:
+    def _unread(self, connection: Connection, catalog: psycopg.Connection[Any]) -> dict[str, int]:
         at_window: dict[str, int] = {}
         for row in connection.execute(
             select(Window.table_name, Window.changes)
@@ -151,12 +165,7 @@ class _Reading:
             .limit(RECENT_WINDOWS)
         ):
             at_window.setdefault(row.table_name, row.changes or 0)
-        try:
-            with self.app.source.catalog() as catalog:
-                counts = change_counts(catalog, list(self.app.contracts.values()))
-        except LakehouseError:
-            # How many rows are unread is not known then; everything else is.
-            return {}
+        counts = change_counts(catalog, list(self.app.contracts.values()))
         # The statistics may have been reset since.
         return {t: max(0, count - at_window[t]) for t, count in counts.items() if t in at_window}
 
@@ -191,6 +200,9 @@ class _Reading:
         cadence = None
         if destination is not None:
             cadence = self.cadences.get((destination.id, table)) or destination.cadence_seconds
+        archived, not_exported = (
+            (None, None) if self.archived is None else self.archived.get((organization, table), (0, 0))
+        )
         next_attempt = waits.next_attempt_at if waits and waits.status == DeliveryStatus.FAILED.value else None
         return TableStatus(
             organization=organization,
@@ -201,6 +213,8 @@ class _Reading:
             unread_rows=self.unread.get(table) if row else None,
             next_attempt_at=next_attempt or (row.next_attempt_at if row else None) or (task.due_at if task else None),
             error=error,
+            archived=archived,
+            not_exported=not_exported,
             quarantined=row.quarantine["open"] if row and row.quarantine else 0,
             quarantined_first=(row.quarantine["first"] if row and row.quarantine else None) or None,
             **self._position(row),

@@ -26,7 +26,8 @@ from catalog.tables import ensure_table
 from federation.kinds import DestinationKind
 from lakehouse.adopt import note_reconciled
 from lakehouse.app import App
-from lakehouse.capture.protocol import Group, OpenWindow, Plan, WindowKind, group_positions
+from lakehouse.archive.archive_table import open_archive
+from lakehouse.capture.protocol import Group, OpenWindow, group_positions
 from lakehouse.capture.source import SourceError
 from lakehouse.control import landings, store
 from lakehouse.control.database import control_broke_off
@@ -34,7 +35,7 @@ from lakehouse.control.landings import IdleMove, StagedShare, staged_share
 from lakehouse.failpoints import failpoint
 from lakehouse.landing.commit import FencedError, land
 from lakehouse.landing.cursor import Inventory, LakeCursor, Quarantine, needs_comparison, read_cursor
-from lakehouse.landing.held import KeyReconciliation, held_content, held_versions, key_reconciliation
+from lakehouse.landing.held import KeyReconciliation
 from lakehouse.landing.parquet import StagedFileError, check_staged
 from lakehouse.landing.quarantine import Known, Moment, advance, open_keys, staged
 from lakehouse.landing.staging import Share, Stager, Target
@@ -44,12 +45,17 @@ from lakehouse.outbox.lease import Lease, LeaseLostError
 from lakehouse.outbox.retry import decide
 from lakehouse.outbox.tasks import CAPTURE, ClaimedTask
 from lakehouse.result import TableResult
+from lakehouse.window import opened_window, read_group
 from schemas.contract import Contract
 from schemas.errors import LakehouseError
-from schemas.lake_columns import DELETE
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table
+
+
+MANY_ARCHIVED = 5_000
+"""Archived keys of one organization that a comparison finds, above which an inventory lands although nothing else does:
+else they would all be asked for again by the next one."""
 
 
 class LakeTables:
@@ -60,6 +66,7 @@ class LakeTables:
         self.contract = contract
         self._lock = threading.Lock()
         self._open: dict[str, Table] = {}
+        self._archives: dict[str, Table | None] = {}
         self._failed: dict[str, LakehouseError] = {}
 
     def __call__(self, organization: str) -> Table:
@@ -74,6 +81,13 @@ class LakeTables:
                     self._failed[organization] = error
                     raise
             return self._open[organization]
+
+    def archive(self, organization: str) -> Table | None:
+        """The lake's `_archive` of an organization, as it was when first asked for; None where there is none."""
+        with self._lock:
+            if organization not in self._archives:
+                self._archives[organization] = open_archive(self.app.lake(organization))
+            return self._archives[organization]
 
     def target(self, organization: str) -> Target:
         table = self(organization)
@@ -216,7 +230,7 @@ def _window(
     failures: dict[str, LakehouseError] = {}
     with (
         app.events.unit("window", table=contract.table, window=str(window_id), organizations=len(cursors)) as event,
-        method.open_window(contract, groups, reconcile=_compare(method.name, cursors, reconcile)) as window,
+        opened_window(method, contract, groups, tables, failures, _compare(method.name, cursors, reconcile)) as window,
     ):
         captured_at = max([window.captured_at, *(c.captured_at for c in cursors.values())])
         result.window, result.captured_at = str(window_id), captured_at
@@ -240,7 +254,7 @@ def _window(
         inventories: dict[str, Inventory] = {}
         with stager, ExitStack() as stack:
             comparing = [
-                (plan, _read(app, contract, window, plan, tables, cursors, stager, failures, stack))
+                (plan, read_group(app, contract, window, plan, tables, cursors, stager, failures, stack))
                 for plan in window.plans
             ]
             quarantines = _quarantine(app, contract, window, tables, cursors, failures, counter, str(window_id))
@@ -251,13 +265,9 @@ def _window(
                     shares.setdefault(organization, Share())
                     result.quarantined[organization] = log.open
             for plan, keys in comparing:
-                if keys is None:
-                    continue
-                for organization in plan.group.organizations:
-                    if organization in shares and organization not in window.violations:
-                        inventories[organization] = keys.write_inventory(
-                            tables(organization), organization, counter.last(organization), cursors[organization]
-                        )
+                if keys is not None:
+                    mine = [o for o in plan.group.organizations if o not in window.violations and o not in failures]
+                    inventories |= _inventories(keys, mine, shares, tables, counter, cursors)
         positions = {o: window.next_position(plan) for plan in window.plans for o in plan.group.organizations}
         failures |= {o: v.error(contract) for o, v in window.violations.items()}
         failures |= window.refused
@@ -318,6 +328,29 @@ def _window(
         if item not in recorded:
             result.errors[item.organization] = _believe_lake(app, contract, tables, item)
     return recorded
+
+
+def _inventories(
+    keys: KeyReconciliation,
+    organizations: Sequence[str],
+    shares: dict[str, Share],
+    tables: LakeTables,
+    counter: _SequenceCounter,
+    cursors: Mapping[str, LakeCursor],
+) -> dict[str, Inventory]:
+    """Write the present keys of those that land something."""
+    written: dict[str, Inventory] = {}
+    for organization in organizations:
+        if organization not in shares:
+            if keys.archived.get(organization, 0) <= MANY_ARCHIVED:
+                continue
+            # Without them: they are not asked for again. A landing has a number of its own, with rows or without.
+            counter.take(organization, 1)
+            shares[organization] = Share()
+        written[organization] = keys.write_inventory(
+            tables(organization), organization, counter.last(organization), cursors[organization]
+        )
+    return written
 
 
 def _compare(method: str, cursors: Mapping[str, LakeCursor], wanted: bool | None) -> bool | None:
@@ -390,50 +423,6 @@ def _believe_lake(app: App, contract: Contract, tables: LakeTables, item: Staged
         "another program landed between, or they were restored; nothing was written",
         "The next window starts from where the lake stands.",
     )
-
-
-def _read(
-    app: App,
-    contract: Contract,
-    window: OpenWindow,
-    plan: Plan,
-    tables: LakeTables,
-    cursors: Mapping[str, LakeCursor],
-    stager: Stager,
-    failures: dict[str, LakehouseError],
-    stack: ExitStack,
-) -> KeyReconciliation | None:
-    """Stage one group's share: deletes first, then new rows."""
-    keys: KeyReconciliation | None = None
-    held_by: dict[str, Table] = {}
-    if plan.reconcile or plan.ask_lake or plan.kind is WindowKind.RECAPTURE:
-        for organization in plan.group.organizations:
-            try:
-                held_by[organization] = tables(organization)
-            except LakehouseError as error:
-                failures[organization] = error
-    lakes = app.addresses_of(held_by)
-    if plan.reconcile:
-        keys = stack.enter_context(key_reconciliation(contract, lakes, window.keys(plan)))
-        for organization, table in held_by.items():
-            try:
-                stager.add(keys.deleted(table, cursors[organization]), op=DELETE)
-            except LakehouseError as error:
-                failures[organization] = error
-    stager.add(window.deletes(plan), op=DELETE)
-    rows = window.rows(plan)
-    if plan.kind is WindowKind.RECAPTURE:
-        asked = held_content(contract, lakes, held_by)
-    elif plan.ask_lake:
-        assert plan.lower is not None  # noqa: S101 - only a recapture reads every row
-        asked = held_versions(contract, lakes, held_by, plan.lower)
-    else:
-        stager.add(rows)
-        return keys
-    with asked as held:
-        failures |= held.failures
-        stager.add(held.subtract(rows))
-    return keys
 
 
 def land_all(

@@ -15,9 +15,9 @@ import psycopg
 from psycopg import sql
 
 from catalog.lake import encode_organization
-from lakehouse.archive.archived import settled
 from lakehouse.archive.installation import install, lock_organization, table
 from lakehouse.archive.records import FIRST_CHAIN, chain_after
+from lakehouse.capture.position import XID_SPACE
 from lakehouse.control import store
 from lakehouse.duck import connect, lake_relation
 from schemas.canonical import duckdb_hash, postgres_hash
@@ -84,13 +84,22 @@ def _batch(
     contract = house.app.contract(name)
     lock_organization(connection, organization)
     hot = sql.Identifier(contract.source_schema, contract.source_table)
+    tenant = sql.Identifier("t", contract[contract.tenant].source)
     key = sql.SQL(postgres_key(contract, "t"))
-    event_time = sql.SQL("t.{}").format(sql.Identifier(contract[contract.event_time].source))  # type: ignore[index]
+    event_time: sql.Composable = sql.SQL("NULL::timestamptz")
+    if contract.event_time is not None:
+        event = contract[contract.event_time]
+        zoned = "with time zone" in event.source_type
+        event_time = sql.SQL("{}" if zoned else "{} AT TIME ZONE 'UTC'").format(sql.Identifier("t", event.source))
+    # A row that was written since the cursor may be on its way: it would land after its tombstone, as a newer version.
+    settled = sql.SQL("NOT (age(t.xmin) BETWEEN 0 AND age({}::text::xid))").format(
+        sql.Literal(str(position.exact_xmin % XID_SPACE))
+    )
     rows = connection.execute(
         sql.SQL(
-            "SELECT {}, {} AT TIME ZONE 'UTC', {} FROM {} AS t WHERE t.organization_id = %s AND {} = ANY(%s) AND {} "
+            "SELECT {}, {}, {} FROM {} AS t WHERE {}::text = %s AND {} = ANY(%s) AND {} "
             "ORDER BY 1 FOR UPDATE OF t SKIP LOCKED"
-        ).format(key, event_time, sql.SQL(postgres_hash(contract, alias="t")), hot, key, settled(position)),
+        ).format(key, event_time, sql.SQL(postgres_hash(contract, alias="t")), hot, tenant, key, settled),
         [organization, list(proven)],
     ).fetchall()
     going = [r for r in rows if proven[r[0]][1:] == (r[2], "upsert")]
@@ -122,7 +131,7 @@ def _batch(
         )
     keys = [r[0] for r in going]
     connection.execute(
-        sql.SQL("DELETE FROM {} AS t WHERE t.organization_id = %s AND {} = ANY(%s)").format(hot, key),
+        sql.SQL("DELETE FROM {} AS t WHERE {}::text = %s AND {} = ANY(%s)").format(hot, tenant, key),
         [organization, keys],
     )
     return keys

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import psycopg
     import pyarrow as pa
 
+    from lakehouse.archive.tombstones import Tombstones
     from lakehouse.capture.forbidden import Examined, Key
     from lakehouse.capture.position import Position, Snapshot
     from lakehouse.capture.projection import Violation
@@ -90,6 +91,8 @@ class OpenWindow(Protocol):
     plans: Sequence[Plan]
     refused: Mapping[str, LakehouseError]
     """Organizations whose lake was made from another source than this; no plan is theirs."""
+    tombstones: Tombstones
+    """What the archive took, as this snapshot sees it."""
 
     @property
     def violations(self) -> Mapping[str, Violation]:
@@ -116,7 +119,14 @@ class OpenWindow(Protocol):
         """Tenant (text), identity columns of rows that are known to be gone; to be applied before `rows`.
 
         Empty for a method that sees deletes by comparing keys only, and where the plan compares keys anyway. Without
-        rows that are there and that the lake cannot hold: it keeps their last good version.
+        rows that are there and that the lake cannot hold: it keeps their last good version. Without what the archive
+        took.
+        """
+        ...
+
+    def returned(self, plan: Plan) -> Iterator[pa.RecordBatch]:
+        """Tenant, identity columns of archived rows whose id is back under another event time, of the rows that `rows`
+        brings; again with each later version of them. Empty where the plan compares keys, which finds them too.
         """
         ...
 

@@ -2,7 +2,8 @@
 
 A window reads, in one REPEATABLE READ transaction with the table locked in ACCESS SHARE mode, the tombstones and
 the rows whose `change_xid` is at or after the xmin of the previous snapshot and was not visible to it; tombstones
-are applied first, so a row that moved or came back ends alive. Cost follows the changes, by an index.
+are applied first, so a row that moved or came back ends alive. Cost follows the changes, by an index. A tombstone of
+the log that the archive's transaction wrote beside its own (lakehouse/archive) is no delete.
 
 Where something may have happened unseen (the position is another method's or another installation's, its
 tombstones were pruned) the window is the exact read of `xmin` (rows by their own xmin, minus what the lake holds)
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
+from lakehouse.archive.tombstones import Tombstones, former_identities, not_by_archive
 from lakehouse.capture import installation
 from lakehouse.capture.fence import Verdict, judge
 from lakehouse.capture.forbidden import Flags, predicate
@@ -139,6 +141,7 @@ class TriggerCapture:
             tenant_type=hot.columns[contract[contract.tenant].source].type,
             key_types=hot.key_types(contract),
             flags=Flags(contract, self.settings.max_quarantined),
+            tombstones=Tombstones(catalog, contract),
             changes=changes,
             log=log,
             log_tenant_type=installation.log_type(contract[contract.tenant], hot),
@@ -248,16 +251,38 @@ class TriggerWindow(XminWindow):
             return
         contract = self.contract
         only = [c.name for c in installation.identity_columns(contract)]
+        gone = self._gone(plan)
+        if self.tombstones.closed and not self._any(self._sign_of_gone(plan)):
+            return
+        if self.tombstones.there:
+            gone.append(not_by_archive(contract))
         query = sql.SQL("SELECT DISTINCT ON ({}) {} FROM {} AS t WHERE {}").format(
             sql.SQL(", ").join(
                 sql.SQL("t.{}").format(sql.Identifier(c.source)) for c in installation.identity_columns(contract)
             ),
             select_list(contract, only=tuple(only)),
             installation.log_table(contract),
-            sql.SQL(" AND ").join([*self._gone(plan), *_landable(contract), self._not_quarantined()]),
+            sql.SQL(" AND ").join([*gone, *_landable(contract), self._not_quarantined()]),
         )
         for raw in stream(self.cursor, query, contract):
             # A key that no lake could hold left nothing there to delete.
+            yield to_lake(raw, contract)[0].select(only)
+
+    def returned(self, plan: Plan) -> Iterator[pa.RecordBatch]:
+        """See `OpenWindow.returned`. Of tombstones that were pruned only a comparison of keys knows."""
+        contract = self.contract
+        if plan.reconcile or contract.identity == contract.primary_key:
+            return
+        if self.tombstones.closed and not self._any(super()._signs(plan)[0]):
+            return
+        if not self.tombstones.there:
+            return
+        only = [c.name for c in installation.identity_columns(contract)]
+        query = sql.SQL("SELECT DISTINCT {} FROM {} AS t").format(
+            select_list(contract, only=tuple(only)),
+            former_identities(contract, self._table(), sql.SQL(" AND ").join(self._conditions(plan))),
+        )
+        for raw in stream(self.cursor, query, contract):
             yield to_lake(raw, contract)[0].select(only)
 
     def next_position(self, plan: Plan) -> Position:
@@ -298,10 +323,15 @@ class TriggerWindow(XminWindow):
 
     def _signs(self, plan: Plan) -> list[sql.Composed]:
         # With the tombstones that are not landed: they may end a quarantine.
-        gone = sql.SQL("SELECT 1 FROM {} AS t WHERE {} LIMIT 1").format(
+        return [*super()._signs(plan), self._sign_of_gone(plan)]
+
+    def _sign_of_gone(self, plan: Plan) -> sql.Composed:
+        return sql.SQL("SELECT 1 FROM {} AS t WHERE {} LIMIT 1").format(
             installation.log_table(self.contract), sql.SQL(" AND ").join(self._gone(plan))
         )
-        return [*super()._signs(plan), gone]
+
+    def _any(self, sign: sql.Composable) -> bool:
+        return any(batch.num_rows for batch in stream(self.cursor, sign, self.contract))
 
     def _changed(self, plan: Plan) -> list[sql.Composable]:
         position = plan.group.position

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
+from lakehouse.archive.tombstones import Tombstones
 from lakehouse.capture.fence import SourceRefused, Verdict, judge, refusal
 from lakehouse.capture.forbidden import FORBIDDEN, Examined, Flags, Key, check_flagged, examine, predicate
 from lakehouse.capture.position import XID_SPACE, Position, Snapshot, SourceIdentity, new_ids, still_new
@@ -112,6 +113,7 @@ class XminCapture:
             tenant_type=hot.columns[contract[contract.tenant].source].type,
             key_types=hot.key_types(contract),
             flags=Flags(contract, self.settings.max_quarantined),
+            tombstones=Tombstones(catalog, contract),
             changes=changes,
         )
 
@@ -174,6 +176,7 @@ class XminWindow:
     tenant_type: str
     key_types: Mapping[str, str]
     flags: Flags
+    tombstones: Tombstones
     changes: int | None = None
     refused: Mapping[str, LakehouseError] = field(default_factory=dict)
     _seen: set[int] = field(default_factory=set)
@@ -205,6 +208,11 @@ class XminWindow:
 
     def deletes(self, plan: Plan) -> Iterator[pa.RecordBatch]:
         """See `OpenWindow.deletes`: only a comparison of keys sees any."""
+        del plan
+        return iter(())
+
+    def returned(self, plan: Plan) -> Iterator[pa.RecordBatch]:
+        """See `OpenWindow.returned`: deletes are as late as a comparison of keys, and these are deletes."""
         del plan
         return iter(())
 

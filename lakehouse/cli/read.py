@@ -51,6 +51,7 @@ def status(as_json: JsonFlag = False) -> None:
                     "lag",
                     "rows behind",
                     "quarantined",
+                    "archived",
                     "deletes seen",
                     "last landing",
                     "watermark",
@@ -66,6 +67,7 @@ def status(as_json: JsonFlag = False) -> None:
                         duration(t.lag_seconds),
                         _behind(t),
                         t.quarantined or "",
+                        _archived(t),
                         f"{duration(t.delete_lag_seconds)} ago" if t.reconciled_at else "never" if t.method else "",
                         t.landed_at,
                         t.watermark,
@@ -73,7 +75,7 @@ def status(as_json: JsonFlag = False) -> None:
                     )
                     for t in found.tables
                 ],
-                numbers=("cadence", "lag", "rows behind", "quarantined", "sequence"),
+                numbers=("cadence", "lag", "rows behind", "quarantined", "archived", "sequence"),
             )
         )
         for t in found.tables:
@@ -138,6 +140,13 @@ def _behind(status: TableStatus) -> str:
     parts = [f"{status.waiting_rows:,}"] if status.waiting_rows else []
     parts += [f"~{status.unread_rows:,}"] if status.unread_rows is not None else []
     return " + ".join(parts)
+
+
+def _archived(status: TableStatus) -> str:
+    if not status.archived:
+        return "" if status.archived == 0 else "?"
+    waiting = f" ({status.not_exported:,} not exported)" if status.not_exported else ""
+    return f"{status.archived:,}{waiting}"
 
 
 def show_bounds(bounds: Bounds, labels: dict[str, str]) -> None:
@@ -216,7 +225,8 @@ def verify(
 ) -> None:
     """Compare the hot tables with the lake's own files, by key and by content. Exit 1 if anything differs.
 
-    A row that the lake cannot hold is counted as quarantined if its log holds it as it is now, else it differs.
+    A row that the lake cannot hold is counted as quarantined if its log holds it as it is now, else it differs. A row
+    that the archive took is counted as archived, if the lake has the version that was proven.
     """
     from lakehouse.capture.source import SourceTableMissing
     from lakehouse.query import find_tenant, tenants
@@ -279,6 +289,7 @@ def comparison_table(results: list[Comparison], labels: dict[str, str]) -> Any:
             "extra",
             "content",
             "quarantined",
+            "archived",
             "repeated",
             "equal",
         ),
@@ -293,13 +304,33 @@ def comparison_table(results: list[Comparison], labels: dict[str, str]) -> Any:
                 r.extra,
                 r.content,
                 r.quarantined,
+                r.archived,
                 r.repeated,
                 "error" if r.error else r.equal,
             )
             for r in results
         ],
-        numbers=("hot rows", "lake rows", "versions", "missing", "extra", "content", "quarantined", "repeated"),
+        numbers=(
+            "hot rows",
+            "lake rows",
+            "versions",
+            "missing",
+            "extra",
+            "content",
+            "quarantined",
+            "archived",
+            "repeated",
+        ),
     )
+
+
+_KINDS = {
+    "missing": "not in the lake",
+    "extra": "not in the hot table",
+    "content": "other content",
+    "both": "archived, and in the hot table as it was",
+    "lost": "archived, and the lake has not the version that was proven",
+}
 
 
 def _differences(result: Comparison, labels: dict[str, str]) -> None:
@@ -315,12 +346,12 @@ def _differences(result: Comparison, labels: dict[str, str]) -> None:
         )
     for d in result.differences:
         key = ", ".join(f"{k}={v}" for k, v in d.key.items())
-        what = {"missing": "not in the lake", "extra": "not in the hot table", "content": "other content"}[d.kind]
+        what = _KINDS[d.kind]
         columns = f" in {', '.join(d.columns)}" if d.columns else ""
         pending = " (newer than the last window: the next brings it)" if d.pending else ""
         stdout.print(f"{where}: {key}: {what}{columns}{pending}", markup=False, soft_wrap=True)
     named = len(result.differences)
-    if (total := result.missing + result.extra + result.content) > named:
+    if (total := result.missing + result.extra + result.content + result.both + result.lost) > named:
         stdout.print(f"{where}: and {total - named:,} more", markup=False)
 
 

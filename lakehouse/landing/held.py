@@ -2,7 +2,8 @@
 
 Two questions. Which versions, as (key, `_xmin`) pairs, came since a transaction id: an exact sweep, a window
 after a backfill and a landing that broke off between two parts subtract them. Which keys are alive: those
-that the hot table no longer has were deleted, or moved to another day or organization.
+that the hot table no longer has were deleted, or moved to another day or organization; or archived, which is no delete
+(`lakehouse.archive.archived`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from catalog.lake import LakeAddress
+from lakehouse.archive.archived import Archived, archived_of
 from lakehouse.capture.forbidden import FORBIDDEN
 from lakehouse.capture.position import HALF_SPACE, XID_SPACE
 from lakehouse.capture.protocol import CONTENT_HASH
+from lakehouse.capture.source import SourceError
 from lakehouse.duck import connect, lake_relation, literal, plain_path, quoted
 from lakehouse.landing.cursor import Inventory, LakeCursor
 from lakehouse.landing.ended import in_ended_days, read_endings
@@ -23,6 +26,7 @@ from lakehouse.landing.history import read_history
 from schemas.canonical import duckdb_hash
 from schemas.contract import Contract
 from schemas.errors import LakehouseError, Retry
+from schemas.keys import duckdb_key
 from schemas.lake_columns import DELETE, OP, SEQUENCE, XMIN
 
 if TYPE_CHECKING:
@@ -114,31 +118,54 @@ def held_versions(
 
 
 @contextmanager
-def held_content(contract: Contract, lakes: Iterable[LakeAddress], tables: Mapping[str, Table]) -> Iterator[HeldRows]:
-    """What the tables show now as (tenant, event time, key, hash of the canonical row): what a recapture subtracts."""
+def held_content(
+    contract: Contract, lakes: Iterable[LakeAddress], tables: Mapping[str, Table], archived: Archived
+) -> Iterator[HeldRows]:
+    """What the tables show now as (tenant, event time, key, hash of the canonical row): what a recapture subtracts.
+
+    Without the rows that the archive took: one that is in the hot table all the same (a restore brought it back, or
+    it was inserted again as it was) lands again. Its newer version says that it is not archived any more.
+
+    Raises:
+        SourceError: it cannot be read what the archive took.
+    """
     identity = list(dict.fromkeys([contract.tenant, *contract.identity]))
     order = ", ".join(quoted(n) for n in contract.identity)
     with connect(lakes) as connection:
         held = HeldRows(contract, connection, [*identity, CONTENT_HASH])
         for organization, table in tables.items():
-            if table.current_snapshot() is not None:
-                held.load(
-                    organization,
-                    table,
-                    f"SELECT {', '.join(map(quoted, identity))}, {duckdb_hash(contract)} AS {CONTENT_HASH} "
-                    f"FROM {lake_relation(table.metadata_location)} "
-                    f"QUALIFY row_number() OVER (PARTITION BY {order} ORDER BY {SEQUENCE} DESC) = 1 "
-                    f"AND {OP} <> '{DELETE}'",
+            if table.current_snapshot() is None:
+                continue
+            latest = (
+                f"SELECT {', '.join(map(quoted, identity))}, {duckdb_hash(contract)} AS {CONTENT_HASH}, {SEQUENCE} "
+                f"FROM {lake_relation(table.metadata_location)} "
+                f"QUALIFY row_number() OVER (PARTITION BY {order} ORDER BY {SEQUENCE} DESC) = 1 AND {OP} <> '{DELETE}'"
+            )
+            try:
+                taken = archived.load_all(connection, organization)
+            except SourceError:
+                raise
+            except LakehouseError as error:
+                held.failures[organization] = error
+                continue
+            if taken is not None:
+                latest = (
+                    f"SELECT * FROM ({latest}) l WHERE NOT EXISTS (SELECT 1 FROM {taken} t "
+                    f"WHERE t.row_key = {duckdb_key(contract, 'l')} AND t.sequence >= l.{SEQUENCE})"
                 )
+            held.load(organization, table, f"SELECT * EXCLUDE ({SEQUENCE}) FROM ({latest})")
         yield held
 
 
 class KeyReconciliation:
     """Compares the keys that the hot table has now with those that the lake believes alive."""
 
-    def __init__(self, contract: Contract, connection: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self, contract: Contract, connection: duckdb.DuckDBPyConnection, archived: Archived) -> None:
         self.contract = contract
         self._connection = connection
+        self._archived = archived
+        self.archived: dict[str, int] = {}
+        """By organization: keys that were missed here, and that the archive took."""
         self._names = list(dict.fromkeys([contract.tenant, *contract.identity]))
         self._columns = ", ".join(quoted(n) for n in self._names)
         # What the hot table has and the lake cannot hold, by primary key: usually nothing.
@@ -150,34 +177,80 @@ class KeyReconciliation:
         join = " AND ".join(f"q.{quoted(n)} = k.{quoted(n)}" for n in key)
         self._quarantined = f"EXISTS (SELECT 1 FROM quarantined q WHERE {join})"
 
-    def deleted(self, table: Table, cursor: LakeCursor) -> Iterator[pa.RecordBatch]:
+    def deleted(self, organization: str, table: Table, cursor: LakeCursor) -> Iterator[pa.RecordBatch]:
         """Rows (tenant and identity columns) that are alive in the lake and whose key is not in the hot table.
 
+        Without those that the archive took.
+
         Raises:
-            LakehouseError: the lake's files cannot be read.
+            LakehouseError: the lake's files cannot be read. SourceError: nor what the archive took.
         """
         import duckdb
 
         if table.current_snapshot() is None:
             return
         try:
-            yield from self._deleted(table, cursor.inventory)
+            yield from self._deleted(organization, table, self._usable(table, cursor.inventory))
         except duckdb.Error as error:
             raise unreadable(table, error) from error
 
-    def _deleted(self, table: Table, inventory: Inventory | None) -> Iterator[pa.RecordBatch]:
+    def _deleted(self, organization: str, table: Table, inventory: Inventory | None) -> Iterator[pa.RecordBatch]:
         join = " AND ".join(f"h.{quoted(n)} = k.{quoted(n)}" for n in self._names)
-        reader = self._connection.execute(
-            f"SELECT {self._columns} FROM ({self._known(table, inventory)}) k "
+        self._connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE vanished AS SELECT {self._columns}, {duckdb_key(self.contract)} AS row_key "
+            f"FROM ({self._known(table, inventory)}) k "
             # The lake keeps the last good version of a row that it cannot hold as it is now.
             f"WHERE NOT EXISTS (SELECT 1 FROM hot h WHERE {join}) AND NOT {self._quarantined}"
-        ).to_arrow_reader(100_000)
-        yield from reader
+        )
+        self._connection.execute(f"CREATE OR REPLACE TEMP TABLE appeared AS {self._appeared(organization, inventory)}")
+        found = self._archived.find(self._connection, organization, "vanished", "appeared")
+        gone = f"SELECT {self._columns} FROM vanished"
+        if found:
+            history = lake_relation(table.metadata_location)
+            since = inventory.sequence if inventory else None
+            archived_of(self._connection, self.contract, "vanished", history, since)
+            self.archived[organization] = self._connection.execute("SELECT count(*) FROM archived").fetchall()[0][0]
+            same = " AND ".join(f"a.{quoted(n)} = v.{quoted(n)}" for n in self._names)
+            gone = (
+                f"SELECT {self._columns} FROM vanished v WHERE NOT EXISTS (SELECT 1 FROM archived a WHERE {same})"
+                f" UNION {self._returned(history)}"
+            )
+        yield from self._connection.execute(gone).to_arrow_reader(100_000)
+
+    def _appeared(self, organization: str, inventory: Inventory | None) -> str:
+        """SQL of keys that were not in the hot table when the inventory was written, where they may have been archived
+        under another event time before that: no inventory lists those."""
+        every = f"SELECT {self._columns}, {duckdb_key(self.contract)} AS row_key FROM hot h"
+        if inventory is None or self.contract.identity == self.contract.primary_key:
+            return f"{every} WHERE false"
+        join = " AND ".join(f"i.{quoted(n)} = h.{quoted(n)}" for n in self._names)
+        return (
+            f"{every} WHERE {quoted(self.contract.tenant)}::VARCHAR = {literal(organization)} AND NOT EXISTS "
+            f"(SELECT 1 FROM read_parquet({literal(plain_path(inventory.file))}) i WHERE {join})"
+        )
+
+    def _returned(self, history: str) -> str:
+        """SQL of identities that are alive in the lake, of archived keys that came back under another event time."""
+        if self.contract.event_time is None:
+            return f"SELECT {self._columns} FROM appeared WHERE false"
+        event = quoted(self.contract.event_time)
+        kind = "DATE" if self.contract[self.contract.event_time].type.name == "date" else "TIMESTAMPTZ"
+        columns = ", ".join(
+            f"t.event_time::{kind} AS {event}" if n == self.contract.event_time else f"p.{quoted(n)}"
+            for n in self._names
+        )
+        former = (
+            f"SELECT {columns} FROM appeared p JOIN taken t ON t.row_key = p.row_key "
+            f"WHERE t.event_time::{kind} <> p.{event}"
+        )
+        return alive(self.contract, former, history)
+
+    @staticmethod
+    def _usable(table: Table, inventory: Inventory | None) -> Inventory | None:
+        # It can be rebuilt: the lake itself knows.
+        return inventory if inventory is not None and table.io.new_input(inventory.file).exists() else None
 
     def _known(self, table: Table, inventory: Inventory | None) -> str:
-        if inventory is not None and not table.io.new_input(inventory.file).exists():
-            # It can be rebuilt: the lake itself knows.
-            inventory = None
         history = lake_relation(table.metadata_location)
         since = inventory.sequence if inventory else -1
         versions = f"SELECT {self._columns}, {SEQUENCE}, {OP} FROM {history} WHERE {SEQUENCE} > {since}"
@@ -197,8 +270,9 @@ class KeyReconciliation:
     def write_inventory(self, table: Table, organization: str, sequence: int, cursor: LakeCursor) -> Inventory:
         """Write this organization's present keys beside the table; the cursor will name the file.
 
-        Of a row that the lake cannot hold: the identity under which the lake has it, if it does. `cursor`: the one
-        that the window was read from.
+        Without those that the archive took: a tombstone is asked for once, when the key is first missed. Of a row that
+        the lake cannot hold: the identity under which the lake has it, if it does. `cursor`: the one that the window
+        was read from.
         """
         path = f"{table.location()}/inventory/{sequence}-{uuid.uuid4().hex[:8]}.parquet"
         tenant = quoted(self.contract.tenant)
@@ -210,18 +284,61 @@ class KeyReconciliation:
         keys = f"SELECT {self._columns} FROM hot WHERE {mine}"
         kept = self._connection.execute(f"SELECT count(*) FROM quarantined WHERE {mine}").fetchall()[0][0]
         if kept and table.current_snapshot() is not None:
-            known = self._known(table, cursor.inventory)
+            known = self._known(table, self._usable(table, cursor.inventory))
             keys += f" UNION ALL SELECT {self._columns} FROM ({known}) k WHERE {mine} AND {self._quarantined}"
         self._connection.execute(
-            f"COPY (SELECT {self._columns}, false AS archived FROM ({keys})) "
+            f"COPY (SELECT {self._columns} FROM ({keys})) "
             f"TO {literal(plain_path(path))} (FORMAT parquet, COMPRESSION zstd)"
         )
         return Inventory(sequence, path)
 
 
+def alive(contract: Contract, identities: str, history: str) -> str:
+    """SQL of those of some identities (tenant and identity columns) that a lake table, as SQL, shows alive."""
+    names = list(dict.fromkeys([contract.tenant, *contract.identity]))
+    columns = ", ".join(f"i.{quoted(n)}" for n in names)
+    same = " AND ".join(f"h.{quoted(n)} = i.{quoted(n)}" for n in contract.identity)
+    return (
+        f"SELECT {columns} FROM ({identities}) i JOIN {history} h ON {same} GROUP BY {columns} "
+        f"HAVING arg_max(h.{OP}, h.{SEQUENCE}) <> '{DELETE}'"
+    )
+
+
+def held_alive(
+    contract: Contract,
+    lakes: Iterable[LakeAddress],
+    organization: str,
+    table: Table,
+    batches: Iterable[pa.RecordBatch],
+) -> Iterator[pa.RecordBatch]:
+    """Those of some identities, of any organization, that are this one's and that its lake shows alive.
+
+    Raises:
+        LakehouseError: the lake's files cannot be read.
+    """
+    import duckdb
+    import pyarrow as pa
+
+    found = pa.Table.from_batches(batches)
+    if not found.num_rows or table.current_snapshot() is None:
+        return
+    with connect(lakes) as connection:
+        connection.register("batches", found)
+        # A table of DuckDB's own: filters on times that it pushes into Arrow's need what is not installed.
+        connection.execute("CREATE TEMP TABLE found AS SELECT DISTINCT * FROM batches")
+        connection.unregister("batches")
+        mine = f"SELECT * FROM found WHERE {quoted(contract.tenant)}::VARCHAR = {literal(organization)}"
+        try:
+            yield from connection.execute(
+                alive(contract, mine, lake_relation(table.metadata_location))
+            ).to_arrow_reader(100_000)
+        except duckdb.Error as error:
+            raise unreadable(table, error) from error
+
+
 @contextmanager
 def key_reconciliation(
-    contract: Contract, lakes: Iterable[LakeAddress], keys: Iterator[pa.RecordBatch]
+    contract: Contract, lakes: Iterable[LakeAddress], keys: Iterator[pa.RecordBatch], archived: Archived
 ) -> Iterator[KeyReconciliation]:
     """Stream the hot table's keys into DuckDB, which spills what does not fit."""
     import pyarrow as pa
@@ -239,7 +356,7 @@ def key_reconciliation(
             connection.register("stream", pa.RecordBatchReader.from_batches(first.schema, _chain(first, keys)))
         connection.execute("CREATE TEMP TABLE hot AS SELECT * FROM stream")
         connection.unregister("stream")
-        yield KeyReconciliation(contract, connection)
+        yield KeyReconciliation(contract, connection, archived)
 
 
 def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

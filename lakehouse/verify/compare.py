@@ -2,6 +2,9 @@
 
 A quarantined row is neither equal nor missing: if the log holds what the hot table has, to the last character, it is
 counted on its own and left out of the rest; if it does not, it differs like any other.
+
+A row that the archive took is neither missing nor extra: it is counted on its own. Its tombstone must name a version
+that the lake has, and a row must not be hot with that version and have a tombstone too.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from psycopg import sql
 
 from catalog.tables import open_table
 from lakehouse.app import App
+from lakehouse.archive.archive_table import open_archive
+from lakehouse.archive.tombstones import Tombstones
 from lakehouse.capture.forbidden import Flags, Key, examine
 from lakehouse.capture.position import HALF_SPACE, XID_SPACE, Position
 from lakehouse.capture.projection import select_list, to_lake
@@ -28,6 +33,7 @@ from lakehouse.landing.quarantine import open_keys
 from schemas.canonical import duckdb_field_text, duckdb_hash, postgres_field_text, postgres_hash
 from schemas.contract import Contract
 from schemas.errors import LakehouseError
+from schemas.keys import duckdb_key
 from schemas.lake_columns import DELETE, OP, SEQUENCE, UPSERT, XMIN, arrow_schema
 from schemas.views import latest_view_sql
 
@@ -43,8 +49,9 @@ HASH = "_hash"
 class Difference:
     """One key that the two sides do not hold alike.
 
-    `kind`: missing (not in the lake), extra (not in the hot table), content. `pending`: the hot row is newer
-    than the last window, so the next one will bring it.
+    `kind`: missing (not in the lake), extra (not in the hot table), content, both (archived, and hot as it was), lost
+    (archived, and the lake has not the version that was proven). `pending`: the hot row is newer than the last window,
+    so the next one will bring it.
     """
 
     organization: str
@@ -68,6 +75,10 @@ class Comparison:
     content: int = 0
     quarantined: int = 0
     """Rows that the lake cannot hold, and whose whole content its log of quarantined rows does."""
+    archived: int = 0
+    """Rows that the archive took: the lake shows them, and its tombstones say that they left the hot table."""
+    both: int = 0
+    lost: int = 0
     repeated: int = 0
     """Versions that landed more than once in one history of the source: same key, same transaction, same content."""
     differences: list[Difference] = field(default_factory=list)
@@ -75,7 +86,8 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        return self.error is None and not (self.missing or self.extra or self.content or self.repeated)
+        faults = (self.missing, self.extra, self.content, self.both, self.lost, self.repeated)
+        return self.error is None and not any(faults)
 
 
 def verify_table(
@@ -92,10 +104,13 @@ def verify_table(
 
     results = {o: Comparison(contract.table, o) for o in organizations}
     tables: dict[str, Table] = {}
+    archives: dict[str, Table | None] = {}
     for organization, comparison in results.items():
         try:
             lake = app.lake(organization)
             lake.check()
+            # Before the snapshot: a row that is archived meanwhile is in the hot table, and has no tombstone yet.
+            archives[organization] = open_archive(lake)
             tables[organization] = _open(lake, contract)
         except LakehouseError as error:
             comparison.error = error
@@ -110,6 +125,7 @@ def verify_table(
         hot = describe(Reading(cursor), contract)
         check_table(contract, hot)
         _load_hot(duck, cursor, contract, hot, list(tables), flags)
+        tombstones = Tombstones(Reading(cursor), contract)
         for organization, table in tables.items():
             comparison = results[organization]
             try:
@@ -119,6 +135,7 @@ def verify_table(
                 continue
             position = cursors[organization].position if organization in cursors else None
             try:
+                _load_tombstones(duck, app, tombstones, organization, archives[organization], table)
                 _compare(duck, contract, comparison, table, position, limit, repeats)
                 _name_columns(duck, cursor, contract, table, comparison)
             except duckdb.Error as error:
@@ -244,7 +261,46 @@ def _set_aside(
         raise unmatched.error(contract)
     comparison.quarantined = matched
     schema = pa.schema([pa.field(k, arrow_type(contract[k].type)) for k in contract.primary_key])
-    duck.register("quarantined", pa.table(rows, schema=schema))
+    # A table of DuckDB's own: filters on times that it pushes into Arrow's need what is not installed.
+    duck.register("rows", pa.table(rows, schema=schema))
+    duck.execute("CREATE OR REPLACE TEMP TABLE quarantined AS SELECT * FROM rows")
+    duck.unregister("rows")
+
+
+def _load_tombstones(
+    duck: duckdb.DuckDBPyConnection,
+    app: App,
+    tombstones: Tombstones,
+    organization: str,
+    archive: Table | None,
+    table: Table,
+) -> None:
+    """Put the tombstones of the hot database and of `_archive` into DuckDB's table `tombs`.
+
+    Without those of versions that landed after the lake table was opened.
+    """
+    contract = tombstones.contract
+    import pyarrow as pa
+
+    duck.execute("CREATE OR REPLACE TEMP TABLE tombs (row_key VARCHAR, event_time TIMESTAMPTZ, sequence BIGINT)")
+    for page in tombstones.after(organization, 0):
+        keys, moments, sequences = zip(*page, strict=True)
+        kind = pa.timestamp("us", tz="UTC")
+        duck.register("page", pa.table({"k": list(keys), "e": pa.array(moments, kind), "s": list(sequences)}))
+        duck.execute("INSERT INTO tombs SELECT * FROM page")
+        duck.unregister("page")
+    if archive is not None and (files := _paths(archive)):
+        duck.execute(
+            f"INSERT INTO tombs SELECT row_key, event_time, sequence FROM read_parquet([{files}], "
+            f"hive_partitioning = false) WHERE table_name = {literal(contract.table)} "
+            "EXCEPT SELECT * FROM tombs"
+        )
+    cursor = read_cursor(table)
+    last = cursor.sequence if cursor else 0
+    if _one(duck, f"SELECT count(*) FROM tombs WHERE sequence > {last}"):
+        newer = read_cursor(_open(app.lake(organization), contract))
+        upto = newer.sequence if newer else 0
+        duck.execute(f"DELETE FROM tombs WHERE sequence > {last} AND sequence <= {upto}")
 
 
 def _compare(
@@ -262,6 +318,8 @@ def _compare(
     same = " AND ".join(f"q.{quoted(k)} = r.{quoted(k)}" for k in contract.primary_key)
     known = f"NOT EXISTS (SELECT 1 FROM quarantined q WHERE {same})"
     mine = f"SELECT {columns}, {XMIN}, {HASH} FROM hot r WHERE {tenant}::VARCHAR = $organization AND {known}"
+    duck.execute(f"CREATE OR REPLACE TEMP TABLE archived AS SELECT {columns}, false AS hot FROM hot WHERE false")
+    duck.execute("CREATE OR REPLACE TEMP TABLE lost AS SELECT * FROM tombs")
     if table.current_snapshot() is None:
         lake = f"SELECT {columns}, '' AS {HASH} FROM hot WHERE false"
     else:
@@ -271,10 +329,16 @@ def _compare(
             f"{duckdb_hash(contract)} AS {HASH} FROM ({_files(duck, contract, table)})"
         )
         identity = ", ".join(quoted(n) for n in contract.identity)
+        latest = (
+            f"SELECT {columns}, {HASH}, {SEQUENCE} FROM versions QUALIFY row_number() OVER "
+            f"(PARTITION BY {identity} ORDER BY {SEQUENCE} DESC) = 1 AND {OP} <> '{DELETE}'"
+        )
+        _find_archived(duck, contract, latest)
+        mine_too = " AND ".join(f"a.{quoted(n)} = r.{quoted(n)}" for n in names)
         lake = (
             # Of a quarantined row the lake shows the last good version, if there was one.
-            f"SELECT * FROM (SELECT {columns}, {HASH} FROM versions QUALIFY row_number() OVER "
-            f"(PARTITION BY {identity} ORDER BY {SEQUENCE} DESC) = 1 AND {OP} <> '{DELETE}') r WHERE {known}"
+            f"SELECT {columns}, {HASH} FROM ({latest}) r WHERE {known} "
+            f"AND NOT EXISTS (SELECT 1 FROM archived a WHERE NOT a.hot AND {mine_too})"
         )
         comparison.versions = _one(duck, "SELECT count(*) FROM versions")
         if repeats:
@@ -288,22 +352,26 @@ def _compare(
             )
     pending = "false" if position is None else _pending(position)
     join = " AND ".join(f"h.{quoted(n)} = l.{quoted(n)}" for n in names)
-    both = ", ".join(f"coalesce(h.{quoted(n)}, l.{quoted(n)}) AS {quoted(n)}" for n in names)
+    either = ", ".join(f"coalesce(h.{quoted(n)}, l.{quoted(n)}) AS {quoted(n)}" for n in names)
+    taken = " AND ".join(f"a.{quoted(n)} = h.{quoted(n)}" for n in names)
     duck.execute(
-        f"CREATE OR REPLACE TEMP TABLE compared AS SELECT {both}, h.{HASH} AS hot_hash, l.{HASH} AS lake_hash, "
-        f"coalesce({pending}, false) AS pending FROM ({mine}) h FULL JOIN ({lake}) l ON {join}",
+        f"CREATE OR REPLACE TEMP TABLE compared AS SELECT {either}, h.{HASH} AS hot_hash, l.{HASH} AS lake_hash, "
+        f"coalesce({pending}, false) AS pending, CASE WHEN l.{HASH} IS NULL THEN 'missing' "
+        f"WHEN h.{HASH} IS NULL THEN 'extra' "
+        f"WHEN EXISTS (SELECT 1 FROM archived a WHERE a.hot AND {taken}) THEN 'both' "
+        f"WHEN h.{HASH} <> l.{HASH} THEN 'content' END AS kind FROM ({mine}) h FULL JOIN ({lake}) l ON {join}",
         {"organization": comparison.organization},
     )
-    counts = duck.execute(
-        "SELECT count(hot_hash), count(lake_hash), count(*) FILTER (lake_hash IS NULL), "
-        "count(*) FILTER (hot_hash IS NULL), count(*) FILTER (hot_hash <> lake_hash) FROM compared"
+    comparison.hot_rows, comparison.lake_rows = duck.execute(
+        "SELECT count(hot_hash), count(lake_hash) FROM compared"
     ).fetchall()[0]
-    comparison.hot_rows, comparison.lake_rows, comparison.missing, comparison.extra, comparison.content = counts
+    for kind, count in duck.execute("SELECT kind, count(*) FROM compared WHERE kind IS NOT NULL GROUP BY 1").fetchall():
+        setattr(comparison, kind, count)
+    comparison.archived = _one(duck, "SELECT count(*) FROM archived WHERE NOT hot")
+    comparison.lost = _one(duck, "SELECT count(*) FROM lost")
     keys = ", ".join(f"{quoted(n)}::VARCHAR AS {quoted(n)}" for n in names)
     rows = duck.execute(
-        f"SELECT {keys}, CASE WHEN lake_hash IS NULL THEN 'missing' WHEN hot_hash IS NULL THEN 'extra' "
-        f"ELSE 'content' END AS kind, pending FROM compared WHERE hot_hash IS DISTINCT FROM lake_hash "
-        f"ORDER BY kind, {columns} LIMIT {int(limit)}"
+        f"SELECT {keys}, kind, pending FROM compared WHERE kind IS NOT NULL ORDER BY kind, {columns} LIMIT {int(limit)}"
     ).fetchall()
     comparison.differences = [
         Difference(
@@ -314,6 +382,35 @@ def _compare(
         )
         for row in rows
     ]
+    lost = duck.execute(f"SELECT row_key FROM lost ORDER BY 1 LIMIT {int(limit) - len(rows)}").fetchall()
+    name = contract.primary_key[0] if len(contract.primary_key) == 1 else "key"
+    comparison.differences += [Difference(comparison.organization, {name: key}, "lost", False) for (key,) in lost]
+
+
+def _find_archived(duck: duckdb.DuckDBPyConnection, contract: Contract, latest: str) -> None:
+    """By the tables `tombs` and `versions`: what of the latest state the archive took (`archived`; `hot`: it is in the
+    hot table all the same), and tombstones of versions that the lake has not (`lost`). The rule is that of
+    `lakehouse.archive.archived`."""
+    if not _one(duck, "SELECT count(*) FROM tombs"):
+        return
+    names = _identity(contract)
+    key = duckdb_key(contract, "v")
+    same = " AND ".join(f"h.{quoted(n)} = v.{quoted(n)}" for n in names)
+    same_key = " AND ".join(
+        f"h.{quoted(n)} = v.{quoted(n)}" for n in dict.fromkeys([contract.tenant, *contract.primary_key])
+    )
+    duck.execute(
+        f"CREATE OR REPLACE TEMP TABLE archived AS SELECT {', '.join(f'v.{quoted(n)}' for n in names)}, "
+        f"EXISTS (SELECT 1 FROM hot h WHERE {same}) AS hot FROM ({latest}) v "
+        f"JOIN (SELECT row_key, max(sequence) AS proven FROM tombs GROUP BY 1) t ON t.row_key = {key} "
+        f"JOIN (SELECT {key} AS row_key, max({SEQUENCE}) AS newest FROM versions v WHERE {OP} = '{UPSERT}' GROUP BY 1) "
+        f"n ON n.row_key = t.row_key WHERE t.proven >= v.{SEQUENCE} AND n.newest = v.{SEQUENCE} "
+        f"AND (EXISTS (SELECT 1 FROM hot h WHERE {same}) OR NOT EXISTS (SELECT 1 FROM hot h WHERE {same_key}))"
+    )
+    duck.execute(
+        "CREATE OR REPLACE TEMP TABLE lost AS SELECT * FROM tombs t WHERE NOT EXISTS (SELECT 1 FROM versions v "
+        f"WHERE {key} = t.row_key AND v.{SEQUENCE} = t.sequence AND v.{OP} = '{UPSERT}')"
+    )
 
 
 def _files(duck: duckdb.DuckDBPyConnection, contract: Contract, table: Table) -> str:
@@ -323,15 +420,22 @@ def _files(duck: duckdb.DuckDBPyConnection, contract: Contract, table: Table) ->
     names no row. Columns go by name, which a contract never changes; a file from before a column has nulls.
     """
     duck.register("no_rows", arrow_schema(contract).empty_table())
-    snapshot = table.current_snapshot()
-    if snapshot is None or not snapshot.manifests(table.io):
-        # An adoption of a table that nothing ever landed in leaves a snapshot without files.
+    paths = _paths(table)
+    if not paths:
         return "SELECT * FROM no_rows"
-    paths = ", ".join(literal(plain_path(path)) for path in table.inspect.files()["file_path"].to_pylist())
     return (
         "SELECT * FROM no_rows UNION ALL BY NAME "
         f"SELECT * FROM read_parquet([{paths}], union_by_name = true, hive_partitioning = false)"
     )
+
+
+def _paths(table: Table) -> str:
+    """The data files of the current snapshot, as the elements of a list in SQL."""
+    snapshot = table.current_snapshot()
+    if snapshot is None or not snapshot.manifests(table.io):
+        # An adoption of a table that nothing ever landed in leaves a snapshot without files.
+        return ""
+    return ", ".join(literal(plain_path(path)) for path in table.inspect.files()["file_path"].to_pylist())
 
 
 def _pending(position: Position) -> str:

@@ -122,7 +122,7 @@ MUTANTS = (
     ),
     mutant(
         "sweep-without-pairs",
-        "lakehouse/sync.py",
+        "lakehouse/window.py",
         "    elif plan.ask_lake:\n",
         "    elif plan.ask_lake and plan.group.position.repeats:\n",
         f"{WINDOWS}::test_a_pruned_table_misses_nothing_after_its_exact_read",
@@ -143,8 +143,8 @@ MUTANTS = (
     ),
     mutant(
         "deletes-not-asked-for",
-        "lakehouse/sync.py",
-        "                stager.add(keys.deleted(table, cursors[organization]), op=DELETE)",
+        "lakehouse/window.py",
+        "                stager.add(keys.deleted(organization, table, cursors[organization]), op=DELETE)",
         "                stager.add(iter(()), op=DELETE)",
         f"{WINDOWS}::test_truncate_is_seen_when_keys_are_compared",
         f"{WINDOWS}::test_a_row_that_moves_to_another_organization_or_day",
@@ -244,9 +244,9 @@ MUTANTS = (
     Mutant(
         "tombstones-after-rows",
         (
-            Edit("lakehouse/sync.py", "    stager.add(window.deletes(plan), op=DELETE)\n", ""),
+            Edit("lakehouse/window.py", "    stager.add(window.deletes(plan), op=DELETE)\n", ""),
             Edit(
-                "lakehouse/sync.py",
+                "lakehouse/window.py",
                 "        stager.add(rows)\n        return keys\n",
                 "        stager.add(rows)\n        stager.add(window.deletes(plan), op=DELETE)\n        return keys\n",
             ),
@@ -365,8 +365,8 @@ MUTANTS = (
     mutant(
         "a-glance-past-tombstones",
         TRIGGER,
-        "        return [*super()._signs(plan), gone]",
-        "        return [*super()._signs(plan)] if gone else []",
+        "        return [*super()._signs(plan), self._sign_of_gone(plan)]",
+        "        return super()._signs(plan)",
         "integration/test_glance.py::test_a_tombstone_is_not_quiet",
     ),
 )

@@ -35,8 +35,8 @@ MUTANTS = (
     mutant(
         "quarantined-is-deleted",
         "lakehouse/landing/held.py",
-        'WHERE {join}) AND NOT {self._quarantined}"\n        ).to_arrow_reader',
-        'WHERE {join})"\n        ).to_arrow_reader',
+        'WHERE {join}) AND NOT {self._quarantined}"\n        )\n        self._connection.execute(f"CREATE',
+        'WHERE {join})"\n        )\n        self._connection.execute(f"CREATE',
         f"{QUARANTINE}::test_the_lake_keeps_the_last_good_version",
     ),
     mutant(
@@ -282,8 +282,8 @@ MUTANTS = (
     mutant(
         "verify-compares-counts",
         COMPARE,
-        '"count(*) FILTER (hot_hash IS NULL), count(*) FILTER (hot_hash <> lake_hash) FROM compared"',
-        '"count(*) FILTER (hot_hash IS NULL), 0 FROM compared"',
+        """f"WHEN h.{HASH} <> l.{HASH} THEN 'content' END AS kind""",
+        'f"END AS kind',
         "integration/test_verify.py::test_one_altered_value_in_a_parquet_file",
         "integration/test_verify.py::test_one_hot_row_updated_with_capture_stopped",
     ),
