@@ -85,6 +85,13 @@ def _show(result: DemoReport) -> None:
             stdout.print(f"{comparison.table}: {difference}", markup=False)
     stdout.print()
     stdout.print(parity_table(result.parity))
+    if (r := result.retention) is not None:
+        stdout.print(
+            f"\n{r.rows:,} rows older than {r.days} days left the hot database in {r.batches} batches, the longest "
+            f"{r.slowest_batch_seconds:.2f} s; {r.receipts} receipts verified, {r.rows_proven_again:,} rows proven again; "
+            "one altered file refused, one held finding kept, then archived and recalled",
+            soft_wrap=True,
+        )
     stdout.print(
         f"\nthe destinations equal the lake in {result.delivered} of {len(result.parity)} tables",
     )

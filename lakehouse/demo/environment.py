@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 import psycopg
 
+from lakehouse.archive.seal import make_signing_key
 from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.embedded.s3 import EmbeddedS3
 from lakehouse.settings import ExplicitSettings, Settings
@@ -27,8 +29,11 @@ class World:
     postgres: EmbeddedPostgres
     s3: EmbeddedS3
     hot_url: str
+    signing_key: Path
+    """Signs the archive's receipts."""
     key: str = field(repr=False, default_factory=lambda: secrets.token_hex(32))
     """Seals the destinations' credentials."""
+    tombstone_key: str = field(repr=False, default_factory=lambda: secrets.token_hex(32))
 
     def variables(self) -> dict[str, str]:
         """The environment that points `lakehouse` (and nothing else) at this world."""
@@ -41,6 +46,8 @@ class World:
             "LAKEHOUSE_LAKE__S3__ACCESS_KEY_ID": self.s3.access_key,
             "LAKEHOUSE_LAKE__S3__SECRET_ACCESS_KEY": self.s3.secret_key,
             "LAKEHOUSE_SECRETS__KEYS": json.dumps({"v1": f"hex:{self.key}"}),
+            "LAKEHOUSE_ARCHIVE__SIGNING_KEY_FILE": str(self.signing_key),
+            "LAKEHOUSE_ARCHIVE__TOMBSTONE_KEYS": json.dumps({"t1": f"hex:{self.tombstone_key}"}),
             # Destinations are tenants' as a rule, and none of theirs may be on this machine; the demo's are.
             "LAKEHOUSE_EGRESS__ALLOW": json.dumps(["127.0.0.1", "localhost"]),
         }
@@ -74,7 +81,9 @@ def open_world() -> Iterator[World]:
         s3.create_bucket(BUCKET)
         hot_url = postgres.create_database("hot")
         create_hot_tables(hot_url)
-        yield World(postgres, s3, hot_url)
+        signing_key = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lakehouse-demo-"))) / "receipts.pem"
+        make_signing_key(signing_key)
+        yield World(postgres, s3, hot_url, signing_key)
 
 
 def create_hot_tables(url: str) -> None:

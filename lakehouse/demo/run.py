@@ -16,6 +16,7 @@ from lakehouse.demo.environment import World
 from lakehouse.demo.federation import add_destinations, bring_up, compare, settle
 from lakehouse.demo.fleet import FleetReport
 from lakehouse.demo.live import LiveWorkload
+from lakehouse.demo.retention import RetentionReport, archive
 from lakehouse.demo.seed import seed
 from lakehouse.executor import LocalProcesses
 from lakehouse.result import TableResult
@@ -65,6 +66,7 @@ class DemoReport:
     labels: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     fleet: FleetReport | None = None
+    retention: RetentionReport | None = None
 
     @property
     def equal(self) -> int:
@@ -111,6 +113,7 @@ class DemoReport:
             "proven": self.proven,
             "seconds": self.seconds,
             "fleet": dataclasses.asdict(self.fleet) if self.fleet else None,
+            "retention": dataclasses.asdict(self.retention) if self.retention else None,
         }
 
 
@@ -127,7 +130,7 @@ class Laps:
 
 
 def run_demo(world: World, options: DemoOptions, say: Say) -> DemoReport:
-    """Seed, enrol, backfill and sync under the workload, then stop it, sync once more and compare.
+    """Seed, enrol, backfill and sync under the workload, then stop it, sync once more, archive and compare.
 
     Raises:
         LakehouseError: any table or organization met an error: in the demo nothing may.
@@ -150,6 +153,12 @@ def run_demo(world: World, options: DemoOptions, say: Say) -> DemoReport:
     say("the workload has stopped; one more window, with a comparison of keys")
     _round(app, report, reconcile=True)
     lap("last window")
+    report.retention = archive(app, world, next(iter(report.labels)), say)
+    lap("retention")
+    say("what left is no delete: one more window of each table, with a comparison of keys")
+    if _round(app, report, reconcile=True).deletes:
+        raise LakehouseError("a window took archived rows for deleted ones")
+    lap("window after the archive")
     prove(app, report, say, lap)
     return report
 
