@@ -113,7 +113,7 @@ class Filling:
 
 @dataclass(frozen=True)
 class Content:
-    """The latest state that a target (or the lake) shows at a `_sequence`.
+    """An aspect of a table, in a target or the lake, at a `_sequence`.
 
     `digest`: the sum of the first 60 bits of every row's canonical hash (schemas/canonical.py), computed there.
     """

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
+from federation.aspects import Aspect
 from federation.config import PostgresReplicaConfig
 from federation.postgres.layout import FILLINGS, MARKS, SHARED_MARKS, Layout, create_fillings, create_marks
 from federation.postgres.line import Line, Patience
@@ -294,10 +295,10 @@ class PostgresAdapter:
             )
         return Receipt(max(filling.sequence, stands), filling.rows)
 
-    def content(self, contract: Contract, after: int = 0) -> Content:
-        """What the view shows, hashed by the server, in one snapshot with the `_sequence` that it stands at.
+    def content(self, contract: Contract, after: int = 0, aspect: Aspect = Aspect.LATEST) -> Content:
+        """An aspect, hashed by the server, in one snapshot with the `_sequence` that the table stands at.
 
-        `after`: only rows whose version came after this `_sequence`.
+        `after`: only versions that came after this `_sequence`.
 
         Raises:
             DestinationError: it cannot be asked.
@@ -306,29 +307,31 @@ class PostgresAdapter:
         with self._transaction(repeatable=True) as cursor:
             self._check_owner(cursor)
             stands = self._standing(cursor, layout, lock=False)
-            self._run(cursor, layout.content(after))
+            self._run(cursor, layout.content(after, aspect))
             rows, digest = cursor.fetchone()
         return Content(stands or 0, int(rows), int(digest))
 
     @contextmanager
-    def hashes(self, contract: Contract, after: int = 0) -> Iterator[pa.RecordBatchReader]:
-        """Identity and canonical hash (`_hash`) of every row that the view shows.
+    def hashes(
+        self, contract: Contract, after: int = 0, aspect: Aspect = Aspect.LATEST
+    ) -> Iterator[pa.RecordBatchReader]:
+        """What names each row of an aspect, and its canonical hash (`_hash`).
 
         Raises:
             DestinationError: it cannot be asked.
         """
         with self._transaction(repeatable=True) as cursor:
-            self._run(cursor, self.layout(contract).hashes(after))
+            self._run(cursor, self.layout(contract).hashes(after, aspect))
             yield cursor.fetch_record_batch()
 
-    def texts(self, contract: Contract, hashes: list[str]) -> list[tuple[Any, ...]]:
-        """Canonical text of the identity, then of each column by id, of rows with these hashes.
+    def texts(self, contract: Contract, hashes: list[str], aspect: Aspect = Aspect.LATEST) -> list[tuple[Any, ...]]:
+        """Canonical text of what names a row, then of each column that is compared, of rows with these hashes.
 
         Raises:
             DestinationError: it cannot be asked.
         """
         listed = "{" + ",".join(hashes) + "}"
-        query = self.layout(contract).texts().as_string(None).replace("ANY($1)", f"ANY('{listed}'::text[])")
+        query = self.layout(contract).texts(aspect).as_string(None).replace("ANY($1)", f"ANY('{listed}'::text[])")
         with self._transaction() as cursor:
             cursor.execute(query)
             found: list[tuple[Any, ...]] = cursor.fetchall()

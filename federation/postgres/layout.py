@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
+from federation.aspects import Aspect, compared, compared_by
 from federation.config import IDENTIFIER_BYTES
 from federation.protocol import DIGITS, DestinationError
 from schemas.canonical import postgres_field_text, postgres_hash
@@ -233,32 +234,51 @@ class Layout:
             self.history_table, _names([c.name for c in self.fields]), self._values(), batch
         )
 
-    def content(self, after: int) -> sql.Composed:
-        """Rows and digest of what the view shows of versions that came after a `_sequence`."""
-        hashed = postgres_hash(self.contract, columns_source=False, alias="v")
+    def content(self, after: int, aspect: Aspect) -> sql.Composed:
+        """Rows and digest of an aspect, of versions that came after a `_sequence`."""
         return sql.SQL(
-            "SELECT count(*), coalesce(sum(('x' || substr(h, 1, {})) ::bit({})::bigint), 0)::text "
-            "FROM (SELECT {} AS h FROM {} AS v {}) AS s"
-        ).format(sql.Literal(DIGITS), sql.SQL(str(4 * DIGITS)), sql.SQL(hashed), self.view, self.mine(*_beyond(after)))
+            "SELECT count(*), coalesce(sum(('x' || substr(_hash, 1, {})) ::bit({})::bigint), 0)::text FROM ({}) AS s"
+        ).format(sql.Literal(DIGITS), sql.SQL(str(4 * DIGITS)), self.hashes(after, aspect))
 
-    def hashes(self, after: int) -> sql.Composed:
-        """Identity and canonical hash of every row that the view shows of versions that came after a `_sequence`."""
-        hashed = postgres_hash(self.contract, columns_source=False, alias="v")
-        return sql.SQL("SELECT {}, {} AS _hash FROM {} AS v {}").format(
-            _names(self.contract.identity), sql.SQL(hashed), self.view, self.mine(*_beyond(after))
+    def hashes(self, after: int, aspect: Aspect) -> sql.Composed:
+        """What names each row of an aspect, and its hash, of versions that came after a `_sequence`."""
+        names = sql.SQL(", ").join(
+            sql.SQL("v.{}").format(sql.Identifier(n)) for n in compared_by(self.contract, aspect)
+        )
+        select = sql.SQL("SELECT {}, {} AS _hash FROM {} AS v {}")
+        if aspect is Aspect.HISTORY:
+            return select.format(names, self._hash(aspect), self.history_table, self.mine(*_beyond(after)))
+        shown = select.format(names, self._hash(Aspect.LATEST), self.view, self.mine(*_beyond(after)))
+        if aspect is Aspect.LATEST:
+            return shown
+        same = sql.SQL(" AND ").join(sql.SQL("s.{0} = v.{0}").format(sql.Identifier(n)) for n in self.identity)
+        hidden = sql.SQL("NOT EXISTS (SELECT FROM {} AS s WHERE {})").format(self.view, same)
+        deleted = sql.SQL("v.{} = {}").format(sql.Identifier(OP), sql.Literal(DELETE))
+        gone = select.format(names, self._hash(aspect), self.versions, self.mine(*_beyond(after), deleted, hidden))
+        return sql.SQL("{} UNION ALL {}").format(shown, gone)
+
+    def texts(self, aspect: Aspect) -> sql.Composed:
+        """Canonical text of what names a row, then of each column compared, of rows with one of some hashes ($1)."""
+        tables = {Aspect.LATEST: self.view, Aspect.RANGE: self.versions, Aspect.HISTORY: self.history_table}
+        fields = {c.name: c for c in self.fields}
+        names = [*compared_by(self.contract, aspect), *(c.name for c in compared(self.contract, aspect))]
+        return sql.SQL("SELECT {} FROM {} AS v {}").format(
+            sql.SQL(", ").join(sql.SQL(postgres_field_text(fields[n], columns_source=False, alias="v")) for n in names),
+            tables[aspect],
+            self.mine(sql.SQL("{} = ANY($1)").format(self._hash(aspect))),
         )
 
-    def texts(self) -> sql.Composed:
-        """The canonical text of the identity, then of each column by id, of rows whose hash is one of a list ($1)."""
-        contract = self.contract
-        hashed = postgres_hash(contract, columns_source=False, alias="v")
-        columns = sorted(contract.columns, key=lambda c: c.id)
-        identity = [contract[n] for n in contract.identity]
-        return sql.SQL("SELECT {}, {} FROM {} AS v {}").format(
-            sql.SQL(", ").join(sql.SQL(postgres_field_text(c, columns_source=False, alias="v")) for c in identity),
-            sql.SQL(", ").join(sql.SQL(postgres_field_text(c, columns_source=False, alias="v")) for c in columns),
-            self.view,
-            self.mine(sql.SQL("{} = ANY($1)").format(sql.SQL(hashed))),
+    def _hash(self, aspect: Aspect) -> sql.Composed:
+        row = sql.SQL(postgres_hash(self.contract, columns_source=False, alias="v"))
+        if aspect is Aspect.LATEST:
+            return sql.Composed([row])
+        version = sql.SQL("encode(sha256(convert_to({} || ':' || v.{} || ':' || v.{}, 'UTF8')), 'hex')").format(
+            row, sql.Identifier(SEQUENCE), sql.Identifier(OP)
+        )
+        if aspect is Aspect.HISTORY:
+            return version
+        return sql.SQL("CASE WHEN v.{} = {} THEN {} ELSE {} END").format(
+            sql.Identifier(OP), sql.Literal(DELETE), version, row
         )
 
     def _values(self) -> sql.Composed:

@@ -128,15 +128,16 @@ def parity_table(results: list[Parity]) -> Table:
         "lag",
         "rows",
         "lake rows",
+        "history",
         "digest",
         "equal",
     )
     shown = [
-        (r.name, r.kind, r.organization, r.table, r.sequence, r.lag, r.rows, r.lake_rows, r.digest[-12:],
+        (r.name, r.kind, r.organization, r.table, r.sequence, r.lag, r.rows, r.lake_rows, r.versions, r.digest[-12:],
          "error" if r.error else r.equal)
         for r in results
     ]  # fmt: skip
-    return table("", columns, shown, numbers=("sequence", "lag", "rows", "lake rows"))
+    return table("", columns, shown, numbers=("sequence", "lag", "rows", "lake rows", "history"))
 
 
 def _say(result: Parity) -> None:
@@ -147,6 +148,7 @@ def _say(result: Parity) -> None:
         stdout.print(f"{where}: {result.ended:,} rows there are of days that have left the lake", markup=False)
     for d in result.differences:
         key = ", ".join(f"{k}={v}" for k, v in d.key.items())
+        where = f"{result.name}: {result.table}{'' if d.aspect == 'latest' else f', {d.aspect}'}"
         what = {"missing": "not there", "extra": "not in the lake", "content": "other content"}[d.kind]
         columns = f" in {', '.join(d.columns)}" if d.columns else ""
         stdout.print(f"{where}: {key}: {what}{columns}", markup=False, soft_wrap=True)

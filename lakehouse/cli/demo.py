@@ -88,7 +88,7 @@ def _show(result: DemoReport) -> None:
     if (r := result.retention) is not None:
         stdout.print(
             f"\n{r.rows:,} rows older than {r.days} days left the hot database in {r.batches} batches, the longest "
-            f"{r.slowest_batch_seconds:.2f} s; {r.receipts} receipts verified, {r.rows_proven_again:,} rows proven again; "
+            f"{r.slowest_batch_seconds:.2f} s; {r.receipts} receipts verified, {r.rows_proven_again:,} rows proven; "
             "one altered file refused, one held finding kept, then archived and recalled",
             soft_wrap=True,
         )

@@ -55,9 +55,7 @@ def _fault(result: Parity) -> str | None:
         return None
     if not result.differences:
         return "differs from the lake"
-    first = result.differences[0]
-    key = ", ".join(f"{k}={v}" for k, v in first.key.items())
-    return f"differs from the lake, first at {key}: {' '.join((first.kind, *first.columns))}"
+    return f"differs from the lake, first at {result.differences[0]}"
 
 
 def _note(app: App, destination: uuid.UUID, faults: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from federation.kinds import DestinationKind
 from federation.protocol import Delivery, DestinationError
 from lakehouse import destinations
 from lakehouse.app import App
+from lakehouse.deliver.parity import DifferenceError
 from lakehouse.deliver.plan import plan_deliveries
 from lakehouse.deliver.ranges import open_lake_table, range_reader
 from lakehouse.deliver.run import deliver_now, resync
@@ -113,6 +115,87 @@ def test_a_resync_mends_what_was_changed(stage: Stage, there: psycopg.Connection
     stage.equal()
     assert there.execute("SELECT count(severity) FROM events").fetchone() == (10,)
     assert there.execute("SELECT to_regclass('_events_key') IS NOT NULL").fetchone() == (True,)
+
+
+HARMS = (
+    (
+        "UPDATE events_history SET severity = 'LOW' WHERE id = 'org-a-e1' AND _sequence < 11",
+        ("org-a-e1", "content", ("severity",)),
+    ),
+    (
+        "UPDATE events_history SET _op = 'upsert' WHERE id = 'org-a-e2' AND _op = 'delete'",
+        ("org-a-e2", "content", ("_op",)),
+    ),
+    ("DELETE FROM events_history WHERE id = 'org-a-e1' AND _sequence = 11", ("org-a-e1", "missing", ())),
+    (
+        "INSERT INTO events_history (_op, _sequence, _captured_at, _window, id, organization_id, occurred_at) "
+        "VALUES ('upsert', 99, now(), 'w', 'org-a-e9', 'org-a', now())",
+        ("org-a-e9", "extra", ()),
+    ),
+)
+
+
+def test_one_altered_version_of_a_history_is_named_and_mended(stage: Stage, there: psycopg.Connection[Any]) -> None:
+    stage.delivered()
+    with stage.house.hot() as hot:
+        hot.execute("UPDATE ingested_events SET severity = 'HIGH' WHERE id = 'org-a-e1'")
+        stage.house.sync_ok("events")
+        hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e2'")
+        stage.house.sync_ok("events", reconcile=True)
+    stage.delivered()
+    found = stage.parity()
+    assert found.equal and (found.rows, found.versions) == (9, 12), (found, str(found.error))
+    for harm, wanted in HARMS:
+        assert there.execute(harm).rowcount == 1
+        found = stage.parity()
+        assert not found.equal and found.rows == found.lake_rows
+        (difference,) = found.differences
+        assert (difference.key["id"], difference.kind, difference.columns) == wanted
+        assert difference.aspect == "history"
+        (result,) = resync(stage.house.app, stage.destination, ["events"])
+        assert result.error is None, result.error
+        stage.equal()
+    counts = there.execute("SELECT count(*), count(*) FILTER (WHERE _op = 'delete') FROM events_history").fetchone()
+    assert counts == (12, 1)
+
+
+TRIGGER = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {} FOR EACH ROW {} EXECUTE FUNCTION refuse()
+"""
+
+
+@pytest.mark.parametrize(
+    ("table", "condition", "said"),
+    [
+        ("_events", "WHEN (NEW._op = 'delete')", "range: occurred_at=.*, id=org-a-e2: missing"),
+        ("events_history", "WHEN (NEW._op = 'delete')", "history: .*id=org-a-e2, _sequence=11: missing"),
+    ],
+    ids=["tombstone", "history"],
+)
+def test_a_delete_that_is_not_taken_is_seen_before_it_is_acknowledged(
+    stage: Stage, there: psycopg.Connection[Any], table: str, condition: str, said: str
+) -> None:
+    """Somebody's trigger: the row would be shown for ever, and no version in the range would say so."""
+    stage.delivered()
+    there.execute(TRIGGER.format(table, condition))
+    with stage.house.hot() as hot:
+        hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e2'")
+    stage.house.sync_ok("events", reconcile=True)
+    (error,) = stage.deliver()
+    assert isinstance(error, DifferenceError) and re.search(said, error.detail), error
+
+
+def test_a_deleted_row_that_a_view_shows_is_seen(stage: Stage, there: psycopg.Connection[Any]) -> None:
+    stage.delivered()
+    shown = there.execute("SELECT pg_get_viewdef('events'::regclass)").fetchone()
+    assert shown is not None
+    there.execute(f"CREATE OR REPLACE VIEW events AS {shown[0].rpartition('WHERE')[0]}")
+    with stage.house.hot() as hot:
+        hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e2'")
+    stage.house.sync_ok("events", reconcile=True)
+    (error,) = stage.deliver()
+    assert isinstance(error, DifferenceError) and "org-a-e2: " in error.detail, error
 
 
 def test_a_resync_waits_for_no_reader(stage: Stage, there: psycopg.Connection[Any]) -> None:

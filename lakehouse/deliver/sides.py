@@ -1,0 +1,218 @@
+"""The two sides of a comparison: a table of the lake, and what a destination holds of it.
+
+Each says, where it is, how many rows an aspect has and the sum of their hashes; then, where these differ, what names
+each row with its hash, and the canonical text of the few that are asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from federation.aspects import Aspect, compared, compared_by
+from federation.files.manifest import Manifest
+from federation.postgres.adapter import PostgresAdapter
+from federation.protocol import DIGITS, Content
+from lakehouse.duck import column_type, literal, plain_path, quoted
+from schemas.canonical import duckdb_field_text, duckdb_hash
+from schemas.contract import Column, Contract
+from schemas.errors import LakehouseError, Retry
+from schemas.lake_columns import DELETE, OP, SEQUENCE, arrow_schema, lake_fields
+
+if TYPE_CHECKING:
+    import duckdb
+
+HASH = "_hash"
+
+
+class There(Protocol):
+    """What a destination holds."""
+
+    def content(self, aspect: Aspect) -> Content: ...
+
+    def load(self, duck: duckdb.DuckDBPyConnection, aspect: Aspect) -> None:
+        """Make the temporary table `there`: what names each row, and its hash."""
+        ...
+
+    def texts(self, duck: duckdb.DuckDBPyConnection, aspect: Aspect, hashes: list[str]) -> list[tuple[Any, ...]]:
+        """Rows with these hashes: canonical text of what names them, then of each column that is compared."""
+        ...
+
+
+class Relation:
+    """What a relation with the lake's columns holds at a `_sequence`; of it what came `after` one."""
+
+    def __init__(self, contract: Contract, relation: str, sequence: int, loosely: bool, after: int = 0) -> None:
+        self.contract = contract
+        self.sequence = sequence
+        replaced = [
+            f"json({quoted(c.name)})::VARCHAR AS {quoted(c.name)}"
+            for c in contract.columns
+            if loosely and c.type.name == "json"
+        ]
+        columns = "*" + (f" REPLACE ({', '.join(replaced)})" if replaced else "")
+        self._versions = (
+            f"SELECT {columns} FROM {relation} WHERE {SEQUENCE} > {int(after)} AND {SEQUENCE} <= {int(sequence)}"
+        )
+
+    def content(self, duck: duckdb.DuckDBPyConnection, aspect: Aspect) -> Content:
+        """Rows and digest of an aspect."""
+        ((rows, digest),) = duck.execute(
+            f"SELECT count(*), coalesce(sum(('0x' || substr(h, 1, {DIGITS}))::BIGINT), 0)::HUGEINT "
+            f"FROM (SELECT {self._hash(aspect)} AS h FROM ({self._rows(aspect)}))"
+        ).fetchall()
+        return Content(self.sequence, int(rows), int(digest))
+
+    def load(self, duck: duckdb.DuckDBPyConnection, name: str, aspect: Aspect) -> None:
+        """Make a temporary table of what names each row of an aspect, and its hash."""
+        names = ", ".join(quoted(n) for n in compared_by(self.contract, aspect))
+        duck.execute(
+            f"CREATE OR REPLACE TEMP TABLE {name} AS "
+            f"SELECT {names}, {self._hash(aspect)} AS {HASH} FROM ({self._rows(aspect)})"
+        )
+
+    def texts(self, duck: duckdb.DuckDBPyConnection, aspect: Aspect, hashes: list[str]) -> list[tuple[Any, ...]]:
+        """See `There.texts`."""
+        fields = [field_named(self.contract, n) for n in compared_by(self.contract, aspect)]
+        texts = ", ".join(duckdb_field_text(c) for c in (*fields, *compared(self.contract, aspect)))
+        return duck.execute(
+            f"SELECT {texts} FROM ({self._rows(aspect)}) WHERE list_contains($1, {self._hash(aspect)})", [hashes]
+        ).fetchall()
+
+    def _rows(self, aspect: Aspect) -> str:
+        if aspect is Aspect.HISTORY:
+            return self._versions
+        identity = ", ".join(quoted(n) for n in self.contract.identity)
+        newest = f"row_number() OVER (PARTITION BY {identity} ORDER BY {SEQUENCE} DESC) = 1"
+        alive = f" AND {OP} <> '{DELETE}'" if aspect is Aspect.LATEST else ""
+        return f"{self._versions} QUALIFY {newest}{alive}"
+
+    def _hash(self, aspect: Aspect) -> str:
+        row = duckdb_hash(self.contract)
+        version = f"sha256({row} || ':' || {SEQUENCE} || ':' || {OP})"
+        by_aspect = {
+            Aspect.LATEST: row,
+            Aspect.HISTORY: version,
+            Aspect.RANGE: f"CASE WHEN {OP} = '{DELETE}' THEN {version} ELSE {row} END",
+        }
+        return by_aspect[aspect]
+
+
+class Replica:
+    """A replica, of versions that came after a `_sequence`."""
+
+    def __init__(self, contract: Contract, adapter: PostgresAdapter, after: int) -> None:
+        self.contract = contract
+        self.adapter = adapter
+        self.after = after
+
+    def content(self, aspect: Aspect) -> Content:
+        if not self.adapter.standing(self.contract):
+            # Nothing was delivered, or nothing is left of it: to look makes nothing there.
+            return Content(0, 0, 0)
+        self.adapter.prepare(self.contract)
+        return self.adapter.content(self.contract, self.after, aspect)
+
+    def load(self, duck: duckdb.DuckDBPyConnection, aspect: Aspect) -> None:
+        with self.adapter.hashes(self.contract, self.after, aspect) as reader:
+            duck.register("stream", reader)
+            duck.execute("CREATE OR REPLACE TEMP TABLE there AS SELECT * FROM stream")
+            duck.unregister("stream")
+
+    def texts(self, duck: duckdb.DuckDBPyConnection, aspect: Aspect, hashes: list[str]) -> list[tuple[Any, ...]]:
+        del duck
+        return self.adapter.texts(self.contract, hashes, aspect)
+
+
+class Files:
+    """The files that a manifest names, of versions that came after a `_sequence`."""
+
+    def __init__(
+        self, contract: Contract, manifest: Manifest, loosely: bool, duck: duckdb.DuckDBPyConnection, after: int
+    ) -> None:
+        self.duck = duck
+        manifest = dataclasses.replace(manifest, files=tuple(f for f in manifest.files if f.last > after))
+        relation = jsonl_relation(contract, manifest) if loosely else parquet_relation(duck, contract, manifest)
+        self.relation = Relation(contract, f"({relation})", manifest.sequence, loosely, after)
+
+    def content(self, aspect: Aspect) -> Content:
+        with _readable():
+            return self.relation.content(self.duck, aspect)
+
+    def load(self, duck: duckdb.DuckDBPyConnection, aspect: Aspect) -> None:
+        with _readable():
+            self.relation.load(self.duck, "mine", aspect)
+            duck.register("stream", self.duck.execute("SELECT * FROM mine").to_arrow_table())
+            duck.execute("CREATE OR REPLACE TEMP TABLE there AS SELECT * FROM stream")
+            duck.unregister("stream")
+
+    def texts(self, duck: duckdb.DuckDBPyConnection, aspect: Aspect, hashes: list[str]) -> list[tuple[Any, ...]]:
+        del duck
+        with _readable():
+            return self.relation.texts(self.duck, aspect, hashes)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        raise LakehouseError(
+            f"the destination's files cannot be read: {str(error).splitlines()[0][:300]}",
+            "A file is gone or damaged: run `lakehouse destinations resync` for it.",
+            retry=Retry.MANUAL,
+        ) from error
+
+
+def parquet_relation(duck: duckdb.DuckDBPyConnection, contract: Contract, manifest: Manifest) -> str:
+    """SQL over the Parquet files that a manifest names; columns that came later are null in older files."""
+    duck.register("no_rows", arrow_schema(contract).empty_table())
+    if not manifest.files:
+        return "SELECT * FROM no_rows"
+    paths = ", ".join(literal(plain_path(f.path)) for f in manifest.files)
+    return (
+        "SELECT * FROM no_rows UNION ALL BY NAME "
+        f"SELECT * FROM read_parquet([{paths}], union_by_name = true, hive_partitioning = false)"
+    )
+
+
+def jsonl_relation(contract: Contract, manifest: Manifest) -> str:
+    """SQL over the JSON Lines that a manifest names, in the lake's types."""
+    fields = lake_fields(contract)
+    columns = ", ".join(f"{literal(c.name)}: {literal(_json_type(c))}" for c in fields)
+    shown = ", ".join(_from_json(c) for c in fields)
+    if not manifest.files:
+        nothing = ", ".join(f"NULL::{column_type(c)} AS {quoted(c.name)}" for c in fields)
+        return f"SELECT {nothing} WHERE false"
+    paths = ", ".join(literal(plain_path(f.path)) for f in manifest.files)
+    return (
+        f"SELECT {shown} FROM read_json([{paths}], format = 'newline_delimited', compression = 'gzip', "
+        f"columns = {{{columns}}}, hive_partitioning = false, maximum_object_size = {MOST_LINE_BYTES})"
+    )
+
+
+MOST_LINE_BYTES = 48 * 1024 * 1024
+"""DuckDB keeps twice this for each thread."""
+
+
+def _json_type(column: Column) -> str:
+    # As text: a double would lose digits of a decimal, and base64 is no blob.
+    return "VARCHAR" if column.type.name in ("decimal", "binary", "double") else column_type(column)
+
+
+def _from_json(column: Column) -> str:
+    name = quoted(column.name)
+    if column.type.name == "binary":
+        return f"from_base64({name}) AS {name}"
+    if column.type.name in ("decimal", "double"):
+        return f"{name}::{column_type(column)} AS {name}"
+    return name
+
+
+def field_named(contract: Contract, name: str) -> Column:
+    """A column of the lake table, its own ones too."""
+    return next(c for c in lake_fields(contract) if c.name == name)
