@@ -99,9 +99,10 @@ def delete_batch(
     """
     prepared = proof if isinstance(proof, Prepared) else Prepared(proof, sealer)
     run = _Run(app, connection, contract, organization, prepared, sealer)
-    run.prepare()
     began = time.monotonic()
     try:
+        run.prepare()
+        began = time.monotonic()
         with connection.transaction():
             run.transact()
             failpoint("archive.before_commit")
@@ -249,6 +250,8 @@ class _Run:
         self.batch.rows = gone
 
     def _bound(self) -> None:
+        # Whatever the database's default is.
+        self.connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         for name, value in (
             ("lock_timeout", LOCK_TIMEOUT),
             ("statement_timeout", STATEMENT_TIMEOUT),
