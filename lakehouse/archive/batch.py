@@ -99,9 +99,10 @@ def delete_batch(
     """
     prepared = proof if isinstance(proof, Prepared) else Prepared(proof, sealer)
     run = _Run(app, connection, contract, organization, prepared, sealer)
-    run.prepare()
     began = time.monotonic()
     try:
+        run.prepare()
+        began = time.monotonic()
         with connection.transaction():
             run.transact()
             failpoint("archive.before_commit")
@@ -151,7 +152,7 @@ class Prepared:
         self.order = sorted(range(len(self.keys)), key=lambda n: self.keys[n].encode())
         """Of the keys' bytes: how receipts count rows."""
         names = key_names(proof.contract)
-        self.rows = [
+        self.rows: list[list[Any]] = [
             *(columns[name] for name in names),
             self.keys,
             events,
@@ -187,25 +188,30 @@ class _Run:
     def prepare(self) -> None:
         """Bring what was proven to the server, into a temporary table that the session keeps."""
         names = key_names(self.contract)
-        self.connection.execute(
-            sql.SQL(
-                "CREATE TEMP TABLE IF NOT EXISTS {} (n integer, {}, row_key text, event_time timestamptz, "
-                "row_hash text, hot_xmin bigint, sequence bigint, landed_at timestamptz, keyed_hash text, "
-                "PRIMARY KEY ({}))"
-            ).format(
-                sql.Identifier(self.name),
-                sql.SQL(", ").join(sql.SQL("{} text").format(sql.Identifier(n)) for n in names),
-                sql.SQL(", ").join(map(sql.Identifier, names)),
+        found = self.connection.execute("SELECT to_regclass(%s)", [f"pg_temp.{self.name}"]).fetchone()
+        fresh = found == (None,)
+        if fresh:
+            self.connection.execute(
+                sql.SQL(
+                    "CREATE TEMP TABLE {} (n integer, {}, row_key text, event_time timestamptz, row_hash text, "
+                    "hot_xmin bigint, sequence bigint, landed_at timestamptz, keyed_hash text, PRIMARY KEY ({}))"
+                ).format(
+                    sql.Identifier(self.name),
+                    sql.SQL(", ").join(sql.SQL("{} text").format(sql.Identifier(n)) for n in names),
+                    sql.SQL(", ").join(map(sql.Identifier, names)),
+                )
             )
-        )
-        self.connection.execute(sql.SQL("TRUNCATE {}").format(self.proven))
+        else:
+            self.connection.execute(sql.SQL("TRUNCATE {}").format(self.proven))
         copy_in = sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(self.proven)
         text, number, time_ = "text", "int8", "timestamptz"
         with self.connection.cursor() as cursor, cursor.copy(copy_in) as copy:
             copy.set_types(["int4", *[text] * len(names), text, time_, text, number, number, time_, text])
             for row in zip(range(len(self.prepared.keys)), *self.prepared.rows, strict=True):
                 copy.write_row(row)
-        self.connection.execute(sql.SQL("ANALYZE {}").format(self.proven))
+        if fresh:
+            # The next batches are alike.
+            self.connection.execute(sql.SQL("ANALYZE {}").format(self.proven))
 
     def transact(self) -> None:
         self._bound()
@@ -233,12 +239,7 @@ class _Run:
             raise _NothingToDo
         self._write(going, f"{age.RETENTION_COLUMN} {retention.days}", policy, retention.now)
         failpoint("archive.tombstones_written")
-        gone = self.connection.execute(
-            sql.SQL("DELETE FROM {} AS t USING {} AS p WHERE p.n = ANY(%s) AND {}").format(
-                self._hot(), self.proven, self._join(gate)
-            ),
-            [going],
-        ).rowcount
+        gone = self._delete(gate, going)
         if gone != len(going):
             raise ArchiveError(
                 f"{self.contract.source_name}: organization {self.organization}: {gone} rows would have been deleted, "
@@ -248,7 +249,25 @@ class _Run:
             )
         self.batch.rows = gone
 
+    def _delete(self, gate: Gate, going: Sequence[int]) -> int:
+        """Delete them; how many rows the database says that were. A key of one column needs no join."""
+        if len(self.contract.primary_key) > 1:
+            which = sql.SQL("USING {} AS p WHERE p.n = ANY(%s::int[]) AND {}").format(self.proven, self._join(gate))
+            chosen: list[Any] = list(going)
+        else:
+            (key,) = self.contract.primary_key
+            kind = sql.SQL(gate.hot.columns[self.contract[key].source].type)
+            named = sql.Identifier("t", self.contract[key].source)
+            which = sql.SQL("WHERE {} = ANY(%s::text[]::{}[])").format(named, kind)
+            which += sql.SQL(" AND ") + self._mine(gate)
+            column = self.prepared.rows[0]
+            chosen = [column[n] for n in going]
+        query = sql.SQL("DELETE FROM {} AS t ").format(self._hot()) + which
+        return self.connection.execute(query, [chosen]).rowcount
+
     def _bound(self) -> None:
+        # Whatever the database's default is.
+        self.connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         for name, value in (
             ("lock_timeout", LOCK_TIMEOUT),
             ("statement_timeout", STATEMENT_TIMEOUT),
@@ -339,12 +358,12 @@ class _Run:
         rows = self.connection.execute(
             sql.SQL(
                 "WITH RECURSIVE stays AS ("
-                "SELECT p.n FROM {proven} AS p JOIN {hot} AS t ON {p_t} WHERE p.n = ANY(%(going)s) AND EXISTS ("
+                "SELECT p.n FROM {proven} AS p JOIN {hot} AS t ON {p_t} WHERE p.n = ANY(%(going)s::int[]) AND EXISTS ("
                 "SELECT FROM {hot} AS c WHERE {c_t} AND NOT EXISTS ("
-                "SELECT FROM {proven} AS q WHERE q.n = ANY(%(going)s) AND {q_c})) "
+                "SELECT FROM {proven} AS q WHERE q.n = ANY(%(going)s::int[]) AND {q_c})) "
                 "UNION "
                 "SELECT p.n FROM stays AS s JOIN {proven} AS q ON q.n = s.n JOIN {hot} AS c ON {q_c} "
-                "JOIN {hot} AS t ON {c_t} JOIN {proven} AS p ON {p_t} WHERE p.n = ANY(%(going)s)"
+                "JOIN {hot} AS t ON {c_t} JOIN {proven} AS p ON {p_t} WHERE p.n = ANY(%(going)s::int[])"
                 ") SELECT n FROM stays"
             ).format(proven=self.proven, hot=self._hot(), p_t=same("t", "p"), q_c=same("c", "q"), c_t=refers("c", "t")),
             {"going": going},
@@ -433,7 +452,7 @@ class _Run:
                 "snapshot_id, keyed_hash, hash_key, contract_version, policy, operator, archived_at) "
                 "SELECT %(organization)s, %(table)s, p.row_key, p.event_time, p.sequence, %(batch)s, {}, "
                 "%(snapshot)s, p.keyed_hash, %(hash_key)s, %(version)s, %(policy)s, %(operator)s, %(now)s "
-                "FROM {} AS p WHERE p.n = ANY(%(going)s)"
+                "FROM {} AS p WHERE p.n = ANY(%(going)s::int[])"
             ).format(table("cold_storage_archive"), _holding(backing), self.proven),
             {
                 "organization": shared.organization,
@@ -456,19 +475,19 @@ class _Run:
     def _join(self, gate: Gate) -> sql.Composable:
         """The row `t` of the hot table is the proven row `p`, and this organization's."""
         kinds = gate.hot.key_types(self.contract)
-        tenant = self.contract[self.contract.tenant].source
         terms = [
             sql.SQL("{} = {}::{}").format(
                 sql.Identifier("t", self.contract[k].source), sql.Identifier("p", name), sql.SQL(kinds[k])
             )
             for k, name in zip(self.contract.primary_key, key_names(self.contract), strict=True)
         ]
-        terms.append(
-            sql.SQL("{} = {}::{}").format(
-                sql.Identifier("t", tenant), sql.Literal(self.organization), sql.SQL(gate.hot.columns[tenant].type)
-            )
+        return sql.SQL(" AND ").join([*terms, self._mine(gate)])
+
+    def _mine(self, gate: Gate) -> sql.Composable:
+        tenant = self.contract[self.contract.tenant].source
+        return sql.SQL("{} = {}::{}").format(
+            sql.Identifier("t", tenant), sql.Literal(self.organization), sql.SQL(gate.hot.columns[tenant].type)
         )
-        return sql.SQL(" AND ").join(terms)
 
 
 def _holding(backing: Backing) -> sql.Composable:

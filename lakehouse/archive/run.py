@@ -260,10 +260,13 @@ class _Run:
 
     def _pass(self, organization: str, gate: Gate, waiver: Waiver | None, done: TableRun) -> None:
         """Every candidate once, slice by slice: while one is deleted, the next is read and proven."""
+        settings = self.app.settings.archive
+        # A small slice first, so that its rows leave while the next one, twice as big, is proven.
+        most = min(settings.batch_rows, settings.proof_rows)
         with connect(self.app) as aside, ThreadPoolExecutor(1, thread_name_prefix="proof") as pool:
 
             def begin(after: Place | None) -> Future[_Opened]:
-                return pool.submit(self._open, aside, organization, gate, waiver, after)
+                return pool.submit(self._open, aside, organization, gate, waiver, after, most)
 
             following: Future[_Opened] | None = begin(None)
             try:
@@ -271,6 +274,7 @@ class _Run:
                     opened, following = following.result(), None
                     with opened.stack:
                         if opened.last is not None and not self.should_stop():
+                            most = min(2 * most, settings.proof_rows)
                             following = begin(opened.last)
                         if opened.proof is not None:
                             self._slice(organization, gate, done, opened.proof)
@@ -285,11 +289,12 @@ class _Run:
         gate: Gate,
         waiver: Waiver | None,
         after: Place | None,
+        most: int,
     ) -> _Opened:
         """Read and prove one slice. In a thread of its own, so with a connection of its own."""
         settings = self.app.settings.archive
         cutoff = read_retention(connection, self.app.settings.source, organization).cutoff
-        found = read_slice(self.source, gate, organization, cutoff, after=after, most=settings.proof_rows)
+        found = read_slice(self.source, gate, organization, cutoff, after=after, most=most)
         with ExitStack() as stack:
             if not found.rows.num_rows:
                 return _Opened(None, None, stack.pop_all())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from lakehouse.archive import batch, holds
 from lakehouse.archive.age import RetentionRefused
 from lakehouse.archive.gate import TableRefused
-from lakehouse.archive.installation import ArchiveError
+from lakehouse.archive.installation import ArchiveError, lock_organization
 from lakehouse.archive.policy import PolicyOff
 from lakehouse.archive.records import FIRST_CHAIN, chain_after, content_digest, tombstones_digest
 from lakehouse.archive.seal import PublicKey, read_signing_key, unseal
@@ -142,6 +143,33 @@ def test_what_happens_between_the_proof_and_the_lock_keeps_the_row(house: Lakeho
     house.sync_ok("events")
     assert archive_once(house, "events", "org-a").rows == 4
     assert ids(house) == {"e5", "e6", "e8"}
+
+
+def test_a_hold_that_is_placed_while_the_batch_waits_for_it_is_seen(house: Lakehouse) -> None:
+    allow(house, "org-a")
+    with house.hot() as hot, psycopg.connect(house.hot_url) as other:
+        old_events(hot, "org-a", 1, 5)
+        house.backfill("events")
+        # The look after the lock must not be of a moment before it, whatever the database's default is.
+        default = f"ALTER DATABASE {hot.info.dbname} SET default_transaction_isolation = 'repeatable read'"
+        hot.execute(default.encode())
+        lock_organization(other, "org-a")
+        other.execute(
+            "INSERT INTO lakehouse_archive.holds (id, organization_id, table_name, row_keys, reason, placed_by) "
+            "VALUES (gen_random_uuid(), 'org-a', 'events', '{org-a-e2}', 'a case', 'counsel')"
+        )
+
+        def place() -> None:
+            waiting = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            while hot.execute(waiting).rowcount == 0:
+                hot.execute("SELECT pg_sleep(0.02)")
+            other.commit()
+
+        thread = threading.Thread(target=place)
+        done = archive_once(house, "events", "org-a", between=thread.start)
+        thread.join()
+        assert (done.rows, done.kept) == (4, {"held": 1})
+    assert ids(house) == {"e2"}
 
 
 STOPS: dict[str, tuple[str, str, type[LakehouseError], str]] = {

@@ -32,6 +32,13 @@ MUTANTS = (
         BETWEEN,
     ),
     mutant(
+        "isolated-as-the-database-is",
+        BATCH,
+        '        self.connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")\n',
+        "",
+        f"{SUITE}::test_a_hold_that_is_placed_while_the_batch_waits_for_it_is_seen",
+    ),
+    mutant(
         "proof-after-the-delete",
         RUN,
         "            proof = stack.enter_context(\n",
