@@ -27,11 +27,11 @@ class Target:
     config: dict[str, Any]
     credentials: dict[str, str]
 
-    def within(self, organization: str) -> Target:
+    def within(self, organization: str, **more: Any) -> Target:
         """A place of this organization's own beside others', in the same database or bucket."""
         key = "schema" if "schema" in self.config else "location"
         separator = "_" if key == "schema" else "/"
-        return replace(self, config=self.config | {key: f"{self.config[key]}{separator}{organization}"})
+        return replace(self, config=self.config | {key: f"{self.config[key]}{separator}{organization}"} | more)
 
 
 def new_target(kind: DestinationKind, postgres: EmbeddedPostgres, s3: EmbeddedS3) -> Target:

@@ -42,6 +42,7 @@ PLACES = (
 VARIABLES = {
     "LAKEHOUSE_EGRESS__ALLOW": '["127.0.0.1", "localhost"]',
     "LAKEHOUSE_SECRETS__KEYS": '{"v1": "hex:' + "ab" * 32 + '"}',
+    "LAKEHOUSE_DELIVER__FILL_BEHIND": "2000",
     # What the lake kept of its landings is gone soon: a range is read from whatever holds it.
     "LAKEHOUSE_MAINTENANCE__KEEP_SNAPSHOTS": "1",
     "LAKEHOUSE_MAINTENANCE__KEEP_DAILY": "0",
@@ -65,8 +66,6 @@ class Copies:
     alone: bool = True
     events: Counter[str] = field(default_factory=Counter)
     targets: dict[str, Target] = field(default_factory=dict)
-    filled: dict[tuple[str, str], int] = field(default_factory=dict)
-    """Where a table was filled anew from the latest state, at which `_sequence`: no delete from before is there."""
     _deck: list[Callable[[random.Random], None]] = field(default_factory=list)
 
     def add(self) -> None:
@@ -75,7 +74,10 @@ class Copies:
             place = new_target(kind, self.postgres, self.s3)
             for organization in organizations:
                 name = f"{kind.value} of {organization}"
-                self.targets[name] = place.within(organization)
+                whole = not self.targets
+                # Without a history, a replica that is new or far behind is filled as files are.
+                keeps = {"history": whole} if "history" in place.config else {}
+                self.targets[name] = place.within(organization, **keeps)
                 destinations.add(
                     self.house.app,
                     organization=organization,
@@ -87,6 +89,11 @@ class Copies:
                     table_cadences={},
                     credentials=self.targets[name].credentials,
                 )
+
+    @property
+    def whole(self) -> str:
+        """The replica that is never filled from a latest state: it holds every delete, so the oldest may come late."""
+        return next(iter(self.targets))
 
     def all(self) -> list[Destination]:
         """As they are stored now."""
@@ -122,11 +129,9 @@ class Copies:
         self.events[f"set {wanted.value}"] += 1
 
     def _resync(self, choose: random.Random) -> None:
-        # Not the first: so one replica has all deletes since the beginning, and what comes late is as old.
-        one = choose.choice([d for d in self.all() if d.name != next(iter(self.targets))])
+        one = choose.choice([d for d in self.all() if d.name != self.whole])
         results = resync(self.house.app, one, choose.sample(NAMES, choose.randint(1, 2)))
         self._well([r.error for r in results])
-        self.filled |= {(r.destination, r.table): r.sequence for r in results if r.error is None}
         self.events["resyncs"] += len(results)
 
     def _maintain(self, choose: random.Random) -> None:
@@ -189,6 +194,7 @@ class Copies:
             if one.kind == DestinationKind.POSTGRES_REPLICA.value:
                 self._as_the_hot_table(hot, one)
                 self._refuses_another(one)
+            if one.name == self.whole:
                 self._older_ones_come_late(one)
 
     def _prove(self, some: Sequence[Destination]) -> int:
@@ -218,7 +224,7 @@ class Copies:
                 assert shown == wanted, (one.name, table.lake, len(shown), len(wanted))
 
     def _older_ones_come_late(self, one: Destination) -> None:
-        """Somebody sets the mark back, and an older half of the history is delivered over what is newer."""
+        """Somebody sets the mark back, and the older half of the history is delivered over what is newer."""
         assert one.organization is not None
         app, target = self.house.app, self.targets[one.name]
         mark = sql.SQL("UPDATE {} SET sequence = %s").format(sql.Identifier(target.config["schema"], "_lakehouse"))
@@ -228,11 +234,9 @@ class Copies:
             adapter = adapter_of(app, one.organization, DestinationKind(one.kind), one.config, target.credentials)
             with psycopg.connect(target.credentials["url"], autocommit=True) as replica:
                 where = sql.SQL(" WHERE table_name = {}").format(sql.Literal(table))
-                begin = self.filled.get((one.name, table), 0)
-                half = (begin + lake.sequence) // 2
-                replica.execute(mark + where, [begin])
+                replica.execute(mark + where, [0])
                 with range_reader(app, lake) as rows:
-                    adapter.deliver(Delivery("late", contract, begin, half, lake.snapshot_id), rows)
+                    adapter.deliver(Delivery("late", contract, 0, lake.sequence // 2, lake.snapshot_id), rows)
                 replica.execute(mark + where, [lake.sequence])
             adapter.close()
         self._prove([one])

@@ -169,7 +169,7 @@ def test_random_writers_lose_nothing_and_double_nothing(
     house.reopen(**chosen)
     large = bool(TRANSACTIONS or VERSIONS)
     common = Common(
-        house.hot_url, seed, list(ORGANIZATIONS), pause=0.02 if large else 0.04, mass=(100, 700) if large else (5, 50)
+        house.hot_url, seed, list(ORGANIZATIONS), pause=0.02 if large else 0.04, mass=(80, 500) if large else (5, 50)
     )
     world, naive = World(house, common, rows=1000 if large else 200), Naive()
     copies = Copies(house, postgres_server, s3, step=2 * world.rows)

@@ -156,7 +156,9 @@ class Writer:
                             self._step(connection)
                     if self.common.pause:
                         self.common.stop.wait(self.random.uniform(0, self.common.pause))
-                self.end_open(everything=True)
+                # What befalls everybody may just be ending them too.
+                with self.step:
+                    self.end_open(everything=True)
         except BaseException as error:  # handed to the test, which raises it
             self.error = error
 
