@@ -108,6 +108,8 @@ def test_the_last_snapshot_of_a_day_is_kept(house: Lakehouse) -> None:
     from lakehouse.maintenance.expiry import kept_snapshots
 
     class At:
+        summary = None
+
         def __init__(self, number: int, moment: datetime) -> None:
             self.snapshot_id = self.sequence_number = number
             self.timestamp_ms = int(moment.timestamp() * 1000)

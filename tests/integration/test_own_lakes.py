@@ -99,6 +99,14 @@ def test_every_command_works_over_two_lakes(
         "query", "SELECT (SELECT count(*) FROM org_org_2da.events) a, (SELECT count(*) FROM org_org_2db.events) b"
     )
     assert counted == [{"a": 24, "b": 24}]
+    recalled = house.run_json(
+        "recall", "-o", "org-a", "--table", "events", "--where", "true", "--reason", "r", "--to", "csv",
+        "--output", f"s3://{bucket}/recalled/a.csv",
+    )  # fmt: skip
+    assert recalled["rows"] == 24
+    assert [o for o in objects(s3, bucket) if o.startswith("recalled/")] == [
+        "recalled/a.csv", "recalled/a.csv.manifest.json",
+    ], "read from the customer's bucket with its keys, written to the operator's with its own"  # fmt: skip
     assert [o for o in objects(s3, own) if o.startswith("lake/org_org_2da/events/data/")]
     assert not [o for o in objects(s3, own) if "org_org_2db" in o]
     assert not [o for o in objects(s3, bucket) if "org_org_2da" in o]
