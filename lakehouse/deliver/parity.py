@@ -141,7 +141,7 @@ def _one(
             result.lake_rows, result.digest = latest.lake.rows, f"{latest.lake.digest:x}"
             result.differences += latest.found
             result.ended, result.equal = latest.ended, latest.equal
-            if side.every_version and result.sequence:
+            if side.every_version and latest.there.sequence:
                 history = _compare(app, side, lake, Aspect.HISTORY, limit)
                 result.versions = history.there.rows
                 result.differences += history.found

@@ -105,7 +105,7 @@ DELIVERED = (
     mutant(
         "a-history-is-not-compared",
         "lakehouse/deliver/parity.py",
-        "            if side.every_version and content.sequence:",
+        "            if side.every_version and latest.there.sequence:",
         "            if False:",
         "conformance/test_replica.py::test_one_altered_version_of_a_history_is_named_and_mended",
     ),
