@@ -23,6 +23,7 @@ from catalog.lake import LakeAddress
 from lakehouse.spill import spill_folder
 from schemas.contract import Column
 from schemas.errors import LakehouseError
+from schemas.types import LogicalType
 
 if TYPE_CHECKING:
     import duckdb
@@ -193,7 +194,11 @@ def arrow(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
 
 def column_type(column: Column) -> str:
     """The type of a column of the lake."""
-    kind = column.type
+    return type_name(column.type)
+
+
+def type_name(kind: LogicalType) -> str:
+    """The type of a column of the lake with this logical type."""
     if kind.name == "decimal":
         return f"DECIMAL({kind.precision},{kind.scale})"
     simple = {

@@ -5,8 +5,7 @@ canonical hash: the replica in SQL, files by DuckDB over exactly the files that 
 over its own. Where these differ, keys and hashes are compared one by one, and the differing columns are named. Where
 every version is kept (`"history": true`), all of them are compared too, with `_sequence` and `_op`.
 
-JSON Lines print JSON without the source's spaces and trailing zeros when they are read again, so there both sides are
-compared by JSON as DuckDB prints it.
+JSON Lines are read line by line as text, and JSON is compared with every digit that is written (`sides.json_digits`).
 """
 
 from __future__ import annotations
@@ -233,7 +232,7 @@ class _Side:
     addresses: list[LakeAddress]
     """Those that DuckDB needs for it."""
     loosely: bool
-    """JSON is compared as DuckDB prints it."""
+    """It is JSON Lines: JSON has no spaces there, and no null of its own."""
     every_version: bool
 
 

@@ -7,6 +7,7 @@ each row with its hash, and the canonical text of the few that are asked for.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,11 +16,12 @@ from federation.aspects import Aspect, compared, compared_by
 from federation.files.manifest import Manifest
 from federation.postgres.adapter import PostgresAdapter
 from federation.protocol import DIGITS, Content
-from lakehouse.duck import column_type, literal, plain_path, quoted
+from lakehouse.duck import column_type, literal, plain_path, quoted, type_name
 from schemas.canonical import duckdb_field_text, duckdb_hash
 from schemas.contract import Column, Contract
 from schemas.errors import LakehouseError, Retry
 from schemas.lake_columns import DELETE, OP, SEQUENCE, arrow_schema, lake_fields
+from schemas.types import LogicalType
 
 if TYPE_CHECKING:
     import duckdb
@@ -48,9 +50,9 @@ class Relation:
         self.contract = contract
         self.sequence = sequence
         replaced = [
-            f"json({quoted(c.name)})::VARCHAR AS {quoted(c.name)}"
+            f"{_digits_of(c)} AS {quoted(c.name)}"
             for c in contract.columns
-            if loosely and c.type.name == "json"
+            if loosely and "json" in (c.type.name, c.type.element)
         ]
         columns = "*" + (f" REPLACE ({', '.join(replaced)})" if replaced else "")
         self._versions = (
@@ -181,36 +183,64 @@ def parquet_relation(duck: duckdb.DuckDBPyConnection, contract: Contract, manife
 
 
 def jsonl_relation(contract: Contract, manifest: Manifest) -> str:
-    """SQL over the JSON Lines that a manifest names, in the lake's types."""
+    """SQL over the JSON Lines that a manifest names, in the lake's types; JSON as `json_digits` has it."""
     fields = lake_fields(contract)
-    columns = ", ".join(f"{literal(c.name)}: {literal(_json_type(c))}" for c in fields)
-    shown = ", ".join(_from_json(c) for c in fields)
     if not manifest.files:
         nothing = ", ".join(f"NULL::{column_type(c)} AS {quoted(c.name)}" for c in fields)
         return f"SELECT {nothing} WHERE false"
+    shown = ", ".join(f"{_from_json(c.type, f'line.{quoted(c.name)}')} AS {quoted(c.name)}" for c in fields)
+    types = json.dumps(
+        {c.name: [_json_type(c.type.element)] if c.type.is_list else _json_type(c.type.name) for c in fields}
+    )
     paths = ", ".join(literal(plain_path(f.path)) for f in manifest.files)
     return (
-        f"SELECT {shown} FROM read_json([{paths}], format = 'newline_delimited', compression = 'gzip', "
-        f"columns = {{{columns}}}, hive_partitioning = false, maximum_object_size = {MOST_LINE_BYTES})"
+        f"SELECT {shown} FROM (SELECT from_json({_quoted_numbers('json::VARCHAR')}, {literal(types)}) AS line "
+        f"FROM read_ndjson_objects([{paths}], compression = 'gzip', maximum_object_size = {MOST_LINE_BYTES}))"
     )
 
 
 MOST_LINE_BYTES = 48 * 1024 * 1024
 """DuckDB keeps twice this for each thread."""
+_NUMBER = "\ue000"
+"""Before the digits of a number that became a string, so that it is not taken for one that was a string."""
+_TOKENS = r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*|[^"0-9-]+'
 
 
-def _json_type(column: Column) -> str:
-    # As text: a double would lose digits of a decimal, and base64 is no blob.
-    return "VARCHAR" if column.type.name in ("decimal", "binary", "double") else column_type(column)
+def json_digits(text: str) -> str:
+    """JSON in one spelling, with each number's digits as they are written: DuckDB reads a number into a double.
+
+    Spaces between tokens and the way in which a character is escaped are no content. A JSON null and none at all are
+    the same: JSON Lines cannot tell them apart.
+    """
+    return f"nullif(json({_quoted_numbers(text)})::VARCHAR, 'null')"
 
 
-def _from_json(column: Column) -> str:
+def _quoted_numbers(text: str) -> str:
+    number = f"'\"{_NUMBER}' || _t || '\"'"
+    tokens = f"regexp_extract_all({text}, {literal(_TOKENS)})"
+    marked = f"list_transform({tokens}, lambda _t: CASE WHEN _t[1] BETWEEN '-' AND '9' THEN {number} ELSE _t END)"
+    return f"array_to_string({marked}, '')"
+
+
+def _digits_of(column: Column) -> str:
     name = quoted(column.name)
-    if column.type.name == "binary":
-        return f"from_base64({name}) AS {name}"
-    if column.type.name in ("decimal", "double"):
-        return f"{name}::{column_type(column)} AS {name}"
-    return name
+    return f"list_transform({name}, lambda _e: {json_digits('_e')})" if column.type.is_list else json_digits(name)
+
+
+def _json_type(kind: str) -> str:
+    return {"json": "JSON", "boolean": "BOOLEAN"}.get(kind, "VARCHAR")
+
+
+def _from_json(kind: LogicalType, value: str) -> str:
+    if kind.is_list:
+        return f"list_transform({value}, lambda _e: {_from_json(LogicalType(kind.element), '_e')})"
+    if kind.name == "json":
+        return f"nullif({value}::VARCHAR, 'null')"
+    if kind.name == "binary":
+        return f"from_base64({value})"
+    if kind.name in ("integer", "long", "decimal", "double"):
+        value = f"ltrim({value}, '{_NUMBER}')"
+    return f"{value}::{type_name(kind)}" if kind.name != "string" else value
 
 
 def field_named(contract: Contract, name: str) -> Column:

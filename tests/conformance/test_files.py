@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from typing import Any
@@ -66,6 +67,40 @@ def test_a_filling_that_is_overtaken_is_brought_further(stage: Stage) -> None:
     adapter.close()
     another.close()
     assert (receipt.rows, receipt.sequence, turns) == (11, 11, [5, 11, 11, 11])
+    stage.equal()
+
+
+@pytest.mark.parametrize("kind", [DestinationKind.JSONL_S3], ids=lambda k: k.value)
+def test_digits_that_a_double_does_not_have_are_compared(stage: Stage) -> None:
+    place, house = stage.place, stage.house
+    assert isinstance(place, Files)
+    values = (
+        '{"a": 1.00000000000000000001, "m": [12345678901234567890123, -0.10, 2e3], "s": "1, 2"}',
+        "null",
+        '"7"',
+        "7",
+    )
+    with house.hot() as hot:
+        for number, value in enumerate(values, 1):
+            hot.execute("UPDATE ingested_events SET payload = %s::jsonb WHERE id = %s", [value, f"org-a-e{number}"])
+    house.sync_ok("events")
+    stage.delivered()
+    stage.equal()
+    (file,) = [f for f in place.manifest("events")["files"] if f["date"] == "2026-01-01"]
+    key = file["path"].removeprefix(f"s3://{place.bucket}/")
+    body = place.stored()[key]
+    for old, new, row in (
+        ("1.00000000000000000001", "1.00000000000000000002", "org-a-e1"),
+        ("12345678901234567890123", "12345678901234567890124", "org-a-e1"),
+        ("-0.10", "-0.1", "org-a-e1"),
+        ('"payload":7', '"payload":"7"', "org-a-e4"),
+    ):
+        lines = gzip.decompress(body).decode()
+        assert lines.count(old) == 1
+        place.put(key, gzip.compress(lines.replace(old, new).encode()))
+        (difference,) = stage.parity().differences
+        assert (difference.key["id"], difference.columns) == (row, ("payload",))
+    place.put(key, body)
     stage.equal()
 
 

@@ -138,6 +138,13 @@ DELIVERED = (
         "conformance/test_replica.py::test_a_deleted_row_that_a_view_shows_is_seen",
     ),
     mutant(
+        "digits-of-a-double-are-enough",
+        "lakehouse/deliver/sides.py",
+        "    return f\"array_to_string({marked}, '')\"",
+        "    return text",
+        "conformance/test_files.py::test_digits_that_a_double_does_not_have_are_compared",
+    ),
+    mutant(
         "a-filling-forgets-what-came-meanwhile",
         FILES,
         "files=(*taken.files, *later),",
