@@ -27,6 +27,7 @@ from lakehouse.archive.records import FIRST_CHAIN, chain_after, content_digest, 
 from lakehouse.archive.seal import PublicKey, Sealer, read_signing_key, unseal
 from lakehouse.duck import connect, lake_relation
 from lakehouse.failpoints import NAMES
+from lakehouse.maintenance.run import maintain_table
 from lakehouse.recall.request import make_request
 from lakehouse.recall.run import recall
 from schemas.canonical import duckdb_hash, postgres_hash
@@ -63,6 +64,7 @@ def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
     host_tables(postgres_url)
     variables = local_variables(postgres_url, tmp_path) | archive_variables(tmp_path)
     variables |= {"LAKEHOUSE_ARCHIVE__BATCH_ROWS": "40", "LAKEHOUSE_ARCHIVE__PROOF_ROWS": "100"}
+    variables |= {"LAKEHOUSE_MAINTENANCE__SETTLED_HOURS": "0", "LAKEHOUSE_MAINTENANCE__GRACE_MINUTES": "0"}
     lakehouse = Lakehouse(postgres_url, variables)
     lakehouse.init()
     with lakehouse.hot() as hot:
@@ -215,7 +217,7 @@ def check_recall(house: Lakehouse, work: Workload, folder: Path) -> None:
         assert back.content_sha256 == content_digest((key, work.journal[table, key]) for key in ids)
 
 
-@pytest.mark.timeout(120 + 10 * KILLS)
+@pytest.mark.timeout(180 + 15 * KILLS)
 def test_killed_while_rows_leave(house: Lakehouse, tmp_path: Path) -> None:
     seed = os.environ.get("PROPERTY_SEED") or secrets.token_hex(4)
     sys.stdout.write(f"PROPERTY_SEED={seed} ARCHIVE_KILLS={KILLS}\n")
@@ -228,10 +230,15 @@ def test_killed_while_rows_leave(house: Lakehouse, tmp_path: Path) -> None:
     kills, runs, points = 0, 0, list(POINTS)
     with work.running(), house.hot() as hot:
         while kills < KILLS:
-            with work.pause:
-                work.insert(hot, 60)
-            for table in TABLES:
-                house.sync_ok(table, reconcile=False)
+            if runs % 3 == 0:
+                with work.pause:
+                    work.insert(hot, 180)
+                for table in TABLES:
+                    house.sync_ok(table, reconcile=False)
+            if runs % 15 == 14:
+                for table in TABLES:
+                    # Files that receipts name are merged with others.
+                    assert not maintain_table(house.app, house.app.contract(table), "org-a").errors
             # Each point once, then any, on whichever pass; and moments that no point names.
             outside = not points and choose.random() < 0.3
             armed = (
