@@ -28,6 +28,7 @@ from lakehouse.capture.xmin import stream, tenant_condition, transaction
 from lakehouse.control import store
 from lakehouse.duck import connect, literal, plain_path, quoted
 from lakehouse.landing.cursor import read_cursor
+from lakehouse.landing.ended import Ending, in_ended_days, read_endings
 from lakehouse.landing.history import read_history
 from lakehouse.landing.quarantine import open_keys
 from schemas.canonical import duckdb_field_text, duckdb_hash, postgres_field_text, postgres_hash
@@ -333,7 +334,7 @@ def _compare(
             f"SELECT {columns}, {HASH}, {SEQUENCE} FROM versions QUALIFY row_number() OVER "
             f"(PARTITION BY {identity} ORDER BY {SEQUENCE} DESC) = 1 AND {OP} <> '{DELETE}'"
         )
-        _find_archived(duck, contract, latest)
+        _find_archived(duck, contract, latest, read_endings(table))
         mine_too = " AND ".join(f"a.{quoted(n)} = r.{quoted(n)}" for n in names)
         lake = (
             # Of a quarantined row the lake shows the last good version, if there was one.
@@ -387,10 +388,10 @@ def _compare(
     comparison.differences += [Difference(comparison.organization, {name: key}, "lost", False) for (key,) in lost]
 
 
-def _find_archived(duck: duckdb.DuckDBPyConnection, contract: Contract, latest: str) -> None:
+def _find_archived(duck: duckdb.DuckDBPyConnection, contract: Contract, latest: str, endings: Sequence[Ending]) -> None:
     """By the tables `tombs` and `versions`: what of the latest state the archive took (`archived`; `hot`: it is in the
-    hot table all the same), and tombstones of versions that the lake has not (`lost`). The rule is that of
-    `lakehouse.archive.archived`."""
+    hot table all the same), and tombstones of versions that the lake has not (`lost`), unless their day ended. The
+    rule is that of `lakehouse.archive.archived`."""
     if not _one(duck, "SELECT count(*) FROM tombs"):
         return
     names = _identity(contract)
@@ -411,6 +412,17 @@ def _find_archived(duck: duckdb.DuckDBPyConnection, contract: Contract, latest: 
         "CREATE OR REPLACE TEMP TABLE lost AS SELECT * FROM tombs t WHERE NOT EXISTS (SELECT 1 FROM versions v "
         f"WHERE {key} = t.row_key AND v.{SEQUENCE} = t.sequence AND v.{OP} = '{UPSERT}')"
     )
+    if contract.event_time is None:
+        return
+    event = quoted(contract.event_time)
+    kind = "DATE" if contract[contract.event_time].type.name == "date" else "TIMESTAMPTZ"
+    for ending in endings:
+        duck.execute(
+            "DELETE FROM lost USING (SELECT row_key AS k, sequence AS s FROM "
+            f"(SELECT row_key, sequence, event_time::{kind} AS {event} FROM lost) "
+            f"WHERE {in_ended_days(contract, [ending])} AND sequence <= {ending.sequence}) gone "
+            "WHERE lost.row_key = gone.k AND lost.sequence = gone.s"
+        )
 
 
 def _files(duck: duckdb.DuckDBPyConnection, contract: Contract, table: Table) -> str:

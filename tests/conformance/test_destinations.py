@@ -49,6 +49,7 @@ from lakehouse.worker.plan import plan_parity
 from lakehouse.worker.worker import Worker
 from schemas.contract import BUILT_IN
 from schemas.errors import LakehouseError, Retry
+from tests.archiver import archive_rows, enable
 from tests.conformance.places import Files, Place, Replica
 from tests.support import Lakehouse, host_tables, insert_events, s3_variables
 
@@ -237,6 +238,30 @@ def deletes_show_as_deleted(stage: Stage) -> None:
         stage.house.sync_ok("events", reconcile=True)
     stage.delivered()
     assert len(stage.place.ids("events")) == 9
+    stage.equal()
+
+
+def archived_rows_stay_by_every_method(stage: Stage) -> None:
+    stage.delivered()
+    house = stage.house
+    enable(house)
+    house.sync_ok("events", reconcile=True)
+    with house.hot() as hot:
+        archive_rows(house, "events", "org-a", ["org-a-e1", "org-a-e50"])
+        hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e2'")
+        house.sync_ok("events", reconcile=True)
+        stage.delivered()
+        assert len(stage.place.ids("events")) == 9
+        stage.equal()
+        house.run("source", "prepare", "--apply", "--table", "events")
+        house.reopen(CAPTURE__METHODS='{"events": "trigger"}')
+        house.sync_ok("events")
+        archive_rows(house, "events", "org-a", ["org-a-e3", "org-a-e51"])
+        hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e4'")
+        assert house.sync_ok("events").deletes == {"org-a": 1}
+    stage.delivered()
+    assert stage.place.ids("events") >= {"org-a-e1", "org-a-e3", "org-a-e50", "org-a-e51"}
+    assert len(stage.place.ids("events")) == 8
     stage.equal()
 
 
@@ -733,6 +758,7 @@ CASES: tuple[Callable[[Stage], None], ...] = (
     crash_between_effect_and_acknowledgement,
     out_of_order_puts_no_older_version_over_a_newer,
     deletes_show_as_deleted,
+    archived_rows_stay_by_every_method,
     a_foreign_mark_is_refused,
     wrong_credentials_wait_for_a_person,
     a_missing_grant_waits_for_a_person,

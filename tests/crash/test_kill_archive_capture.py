@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from lakehouse.archive.archive_table import open_archive, read_standing
@@ -35,6 +36,59 @@ def killed(house: Lakehouse, failpoint: str, *arguments: str) -> None:
 
 def keys(*numbers: int) -> list[str]:
     return [f"org-a-e{n}" for n in numbers]
+
+
+WINDOW_POINTS = [
+    "capture.before_read",
+    "capture.chunk_staged",
+    "landing.recorded",
+    "landing.before_commit",
+    "landing.after_commit",
+    "landing.acknowledged",
+]
+
+
+@pytest.mark.parametrize("method", ["xmin", "trigger"])
+@pytest.mark.parametrize("failpoint", WINDOW_POINTS)
+def test_killed_in_the_window_after_the_archive(house: Lakehouse, failpoint: str, method: str) -> None:
+    sync = ["sync", "--once", "--table", "events", *(["--reconcile"] if method == "xmin" else [])]
+    if method == "trigger":
+        house.run("source", "prepare", "--apply", "--table", "events")
+        house.reopen(CAPTURE__METHODS='{"events": "trigger"}')
+        house.sync_ok("events")
+    archive_rows(house, "events", "org-a", keys(1, 2, 3))
+    with house.hot() as hot:
+        hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e9'")
+        insert_events(hot, "org-a", 100, 1)
+        killed(house, failpoint, *sync)
+        # More goes, and something comes back, before anybody is there again.
+        archive_rows(house, "events", "org-a", keys(4))
+        insert_events(hot, "org-a", 2, 1)
+        hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e8'")
+    house.run(*sync)
+    house.run(*sync)
+    (comparison,) = house.compare("events")
+    assert comparison.equal and comparison.archived == 3, (comparison, comparison.differences)
+    deletes = [v["id"] for v in house.versions("events", "org-a", "id, _op, _sequence") if v["_op"] == "delete"]
+    assert sorted(deletes) == keys(8, 9), "what the host deleted, once, and nothing that the archive took"
+
+
+@pytest.mark.parametrize("method", ["xmin", "trigger"])
+def test_killed_while_archiving(house: Lakehouse, method: str) -> None:
+    if method == "trigger":
+        house.run("source", "prepare", "--apply", "--table", "events")
+        house.reopen(CAPTURE__METHODS='{"events": "trigger"}')
+        house.sync_ok("events")
+    # Not committed: the rows are here, and have no tombstone.
+    with psycopg.connect(house.hot_url) as gone:
+        assert archive_rows(house, "events", "org-a", keys(1, 2), connection=gone) == keys(1, 2)
+        house.sync_ok("events", reconcile=True)
+        gone.rollback()
+    # Committed, and nobody is told.
+    archive_rows(house, "events", "org-a", keys(3))
+    house.sync_ok("events", reconcile=True if method == "xmin" else None)
+    (comparison,) = house.compare("events")
+    assert comparison.equal and comparison.archived == 1, (comparison, comparison.differences)
 
 
 def exported(house: Lakehouse) -> list[str]:

@@ -417,24 +417,25 @@ def test_verify_tells_what_is_wrong_with_tombstones(house: Lakehouse) -> None:
     window(house)
     with house.hot() as hot:
         hot.execute("INSERT INTO ingested_events SELECT * FROM kept")
-        hot.execute("UPDATE lakehouse_archive.cold_storage_archive SET sequence = 1000 WHERE row_key = 'org-a-e2'")
-        hot.execute("UPDATE lakehouse_archive.cold_storage_archive SET row_key = 'nobody' WHERE row_key = 'org-a-e3'")
     (comparison,) = house.compare("events", "org-a")
-    assert (comparison.both, comparison.lost, comparison.extra, comparison.archived) == (1, 2, 1, 1)
-    assert not comparison.equal
-    told = {(d.kind, d.key["id"], d.pending) for d in comparison.differences}
-    assert told == {
-        ("both", "org-a-e1", True),
-        ("lost", "org-a-e2", False),
-        ("lost", "nobody", False),
-        ("extra", "org-a-e3", False),
-    }
+    assert (comparison.both, comparison.archived, comparison.equal) == (1, 2, False)
+    assert [(d.kind, d.key["id"], d.pending) for d in comparison.differences] == [("both", "org-a-e1", True)]
     done = house.run("verify", "--table", "events", "--organization", "org-a", check=1)
-    assert "org-a-e1: archived, and in the hot table as it was" in done.stdout.replace("\n", " ").replace("id=", "")
+    assert "id=org-a-e1: archived, and in the hot table as it was" in " ".join(done.stdout.split())
     # Once it was seen, it is a row like any other.
     house.sync_ok("events", reconcile=False)
     (comparison,) = house.compare("events", "org-a")
-    assert comparison.both == 0
+    assert (comparison.both, comparison.archived, comparison.equal) == (0, 2, True)
+    with house.hot() as hot:
+        hot.execute("UPDATE lakehouse_archive.cold_storage_archive SET sequence = 1000 WHERE row_key = 'org-a-e2'")
+    (comparison,) = house.compare("events", "org-a")
+    assert (comparison.lost, comparison.archived, comparison.equal) == (1, 2, False)
+    assert [(d.kind, d.key["id"]) for d in comparison.differences] == [("lost", "org-a-e2")]
+    with house.hot() as hot:
+        hot.execute("UPDATE lakehouse_archive.cold_storage_archive SET row_key = 'nobody' WHERE row_key = 'org-a-e3'")
+    (comparison,) = house.compare("events", "org-a")
+    assert (comparison.lost, comparison.extra, comparison.archived) == (2, 1, 1)
+    assert ("extra", "org-a-e3") in {(d.kind, d.key["id"]) for d in comparison.differences}
 
 
 def test_status_counts_them(house: Lakehouse) -> None:

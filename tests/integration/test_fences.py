@@ -15,9 +15,11 @@ import psycopg
 import pytest
 
 from lakehouse.adopt import adopt_tables, archiving_allowed, find_differences
+from lakehouse.archive.export import export_batches, recover_batches
 from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.landing.cursor import read_cursor
 from lakehouse.landing.history import read_history
+from tests.archiver import archive_rows, enable
 from tests.servers import caught_up, clone, cold_copy, program, promote, restore, standby
 from tests.support import Lakehouse, host_tables, insert_events, local_variables
 
@@ -419,6 +421,33 @@ def test_a_renamed_installation_fences_its_former_self_out(source: EmbeddedPostg
         assert archiving_allowed(house.app, "org-a", "events")
     finally:
         former.close()
+
+
+def test_a_restore_brings_archived_rows_back_to_life(source: EmbeddedPostgres, house: Lakehouse) -> None:
+    fill(house)
+    enable(house)
+    archive_rows(house, "events", "org-a", ["org-a-e2"])
+    house.sync_ok("events", reconcile=True)
+    export_batches(house.app, "org-a")
+    copy = cold_copy(source, "before")
+    archive_rows(house, "events", "org-a", ["org-a-e3", "org-a-e4", "org-a-e5"])
+    house.sync_ok("events", reconcile=True)
+    export_batches(house.app, "org-a")
+    restore(source, copy)
+    house.run("lake", "adopt", "--reason", REASON, "--yes")
+    assert recover_batches(house.app, "org-a") == 1
+    # Three that were archived are here again, to the letter as they were; their tombstones are in the lake alone.
+    assert house.sync_ok("events").upserts == {"org-a": 3}
+    (comparison,) = house.compare("events", "org-a")
+    assert comparison.equal and comparison.archived == 1, (comparison, comparison.differences)
+    with house.hot() as hot:
+        hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e3'")
+    assert house.sync_ok("events", reconcile=True).deletes == {"org-a": 1}, "what the host deletes now is deleted"
+    assert archive_rows(house, "events", "org-a", ["org-a-e4"]) == ["org-a-e4"]
+    house.sync_ok("events", reconcile=True)
+    assert export_batches(house.app, "org-a") == 1
+    (comparison,) = house.compare("events", "org-a")
+    assert comparison.equal and comparison.archived == 2, (comparison, comparison.differences)
 
 
 def test_two_installations_with_one_lake(source: EmbeddedPostgres, house: Lakehouse, tmp_path: Path) -> None:

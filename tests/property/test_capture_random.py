@@ -31,8 +31,9 @@ from lakehouse.control import store
 from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.embedded.s3 import EmbeddedS3
 from lakehouse.worker.discover import discover
+from tests.property.archive import Archiver
 from tests.property.copies import VARIABLES, Copies
-from tests.property.world import Naive, World
+from tests.property.world import GUEST, Naive, World
 from tests.property.writers import DELIVERIES, TABLES, Common, HotTable
 from tests.support import ORGANIZATIONS, Inline, Lakehouse, host_tables, local_variables
 
@@ -156,7 +157,7 @@ def progress(world: World, began: float) -> float:
 @pytest.mark.timeout(int(SECONDS) + 240 + TRANSACTIONS // 8)
 @pytest.mark.parametrize("method", METHODS)
 def test_random_writers_lose_nothing_and_double_nothing(
-    house: Lakehouse, postgres_server: EmbeddedPostgres, s3: EmbeddedS3, method: str
+    house: Lakehouse, postgres_server: EmbeddedPostgres, s3: EmbeddedS3, tmp_path: Path, method: str
 ) -> None:
     seed = os.environ.get("PROPERTY_SEED") or secrets.token_hex(4)
     choose = random.Random(seed)
@@ -174,6 +175,8 @@ def test_random_writers_lose_nothing_and_double_nothing(
     world, naive = World(house, common, rows=1000 if large else 200), Naive()
     copies = Copies(house, postgres_server, s3, step=2 * world.rows)
     copies.add()
+    archiver = Archiver(house, tmp_path, common.organizations, seed, prunes=method == "xmin")
+    archiver.begin(GUEST)
     world.begin(WRITERS)
     if method != "xmin":
         # Before they begin: a writer's thread never ends the transactions that it leaves open while it waits.
@@ -182,7 +185,7 @@ def test_random_writers_lose_nothing_and_double_nothing(
         house.reopen(CAPTURE__METHODS=json.dumps(dict.fromkeys([t.lake for t in TABLES], "trigger")))
     common.prepare.set()
     with house.hot() as hot:
-        with world.running():
+        with archiver.running(), world.running():
             for table in TABLES:
                 result = house.backfill(table.lake, organizations=("org-a",))
                 # A table that was just truncated may be one range.
@@ -208,12 +211,15 @@ def test_random_writers_lose_nothing_and_double_nothing(
             assert house.sync_ok(table.lake, reconcile=False).upserts == {}
             house.assert_equal(table.lake, *common.organizations)
             say(f"{table.lake}: {world.check_versions(table)} versions in the lake")
+        for organization in common.organizations:
+            copies.archived[organization] = archiver.check(hot, organization, sees_all=method == "trigger")
         copies.finish(hot)
         lost, stamped = naive.lost(hot)
     done = {
         "transactions": world.transactions,
         "versions": world.versions,
         "windows": world.events["windows"],
+        "archived": archiver.events["archived"],
         "deliveries": copies.events["deliveries"],
         "equal_destinations": copies.events["equal in the end"],
         "naive_lost": lost,
@@ -221,6 +227,9 @@ def test_random_writers_lose_nothing_and_double_nothing(
     say(f"figures {json.dumps(done)}")
     say(f"{world.transactions} transactions, {world.versions} versions; {world.events}")
     say(f"destinations: {dict(copies.events)}")
+    kept = sum(map(len, copies.archived.values()))
+    say(f"archive: {archiver.events}; {kept} of them stay the latest state")
+    assert kept > 0, "a run in which nothing is archived proves nothing of it"
     say(f"{[w.done for w in world.writers]}")
     say(f"the keyset cursor lost {lost} rows, {stamped} of them truly stamped")
     assert lost > 0, "a run in which the naive cursor loses nothing proves nothing: give it more seconds"

@@ -21,6 +21,7 @@ from psycopg import sql
 
 SHARED_KEYS = tuple(f"shared-{n}" for n in range(3))
 FIRST_DAY = datetime(2026, 1, 1)  # noqa: DTZ001 - the host's columns have no time zone
+LONG_AGO = datetime(2020, 1, 1)  # noqa: DTZ001
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +61,7 @@ Versions = dict[Key, tuple[str | None, int]]
 
 
 def event_time(key: str) -> datetime:
-    """Of one key always the same, also when it was deleted and comes back."""
+    """Of one key the same, but where an event comes back a day later."""
     return FIRST_DAY + timedelta(minutes=random.Random(key).randrange(2 * 24 * 60))
 
 
@@ -138,6 +139,7 @@ class Writer:
         self.ticks = 0
         self.created = 0
         self.open: list[Open] = []
+        self.known: set[str] = set()
         self.thread = threading.Thread(target=self._run, name=f"writer {self.number}")
 
     def seed_rows(self, count: int) -> None:
@@ -251,14 +253,18 @@ class Writer:
             keys = dict.fromkeys(k for k in picked if k is not None and k[0] is table)
             numbers = [self._tick() for _ in keys]
             stamp = sql.SQL(", updated_at = timezone('utc', clock_timestamp())") if table.stamp else sql.SQL("")
-            connection.execute(
+            hit = connection.execute(
                 sql.SQL(
                     "UPDATE {} AS t SET payload = jsonb_build_object('n', v.n, 'skew', 0.0){} "
-                    "FROM unnest(%s::text[], %s::bigint[]) AS v (id, n) WHERE t.id = v.id"
+                    "FROM unnest(%s::text[], %s::bigint[]) AS v (id, n) WHERE t.id = v.id RETURNING t.id"
                 ).format(sql.Identifier(table.name), stamp),
                 [[name for _, name in keys], numbers],
-            )
-            changes.update({key: (self.alive[key], n) for key, n in zip(keys, numbers, strict=True)})
+            ).fetchall()
+            for key, number in zip(keys, numbers, strict=True):
+                if (key[1],) in hit:
+                    changes[key] = (self.alive[key], number)
+                else:
+                    self._archived(key)
 
     def _copy(self, connection: psycopg.Connection[Any], table: HotTable, count: int, changes: Versions) -> None:
         rows = [self._new_row((table, self._new_key()), changes) for _ in range(count)]
@@ -325,7 +331,12 @@ class Writer:
             return
         kind = self.random.choices(["update", "move", "delete", "again", "rename"], [10, 1, 2, 2, 1])[0]
         if kind in ("delete", "again"):
-            connection.execute(sql.SQL("DELETE FROM {} WHERE id = %s").format(sql.Identifier(table.name)), [name])
+            gone = connection.execute(
+                sql.SQL("DELETE FROM {} WHERE id = %s").format(sql.Identifier(table.name)), [name]
+            )
+            if not gone.rowcount:
+                self._archived(key)
+                return
             changes[key] = (None, self._tick())
             if kind == "again":
                 self._insert(connection, key, changes)
@@ -336,18 +347,29 @@ class Writer:
         values = {"organization_id": organization, **self._content(table, number)}
         if table.stamp and self.random.random() < 0.1:
             values = {"organization_id": organization, "payload": f'{{"n": {number}}}'}  # by hand: nothing stamps it
+        former = key
         if kind == "rename":
-            changes[key] = (None, self._tick())
             key = (table, self._new_key())
             values |= {"id": key[1], table.event_time: event_time(key[1])}
         assignments = [sql.SQL("{} = {}").format(sql.Identifier(c), sql.Placeholder(c)) for c in values]
-        connection.execute(
+        changed = connection.execute(
             sql.SQL("UPDATE {} SET {} WHERE id = %(old)s").format(
                 sql.Identifier(table.name), sql.SQL(", ").join(assignments)
             ),
             {**values, "old": name},
         )
+        if not changed.rowcount:
+            self._archived(former)
+            return
+        if key != former:
+            changes[former] = (None, self._tick())
         changes[key] = (organization, number)
+
+    def _archived(self, key: Key) -> None:
+        """A row of ours is not there: the archive took it, whatever becomes of this transaction."""
+        self.alive.pop(key, None)
+        self.living.discard(key)
+        self.gone.add(key)
 
     def _insert(self, connection: psycopg.Connection[Any], key: Key, changes: Versions) -> None:
         row = self._new_row(key, changes)
@@ -364,11 +386,19 @@ class Writer:
         table, name = key
         organization, number = self.random.choice(self.common.organizations), self._tick()
         changes[key] = (organization, number)
+        moment = event_time(name)
+        made: dict[str, Any] = {}
+        if table is EVENTS:
+            # Some are old at once, for whoever archives; and one that was there may come back another day.
+            made = {"created_at": self.random.choice([LONG_AGO, datetime.now(UTC).replace(tzinfo=None)])}
+            moment += timedelta(days=self.random.choice([0, 0, 1]) if name in self.known else 0)
+        self.known.add(name)
         return {
             "id": name,
             "organization_id": organization,
-            table.event_time: event_time(name),
+            table.event_time: moment,
             **self._content(table, number),
+            **made,
             **table.others,
         }
 
