@@ -217,7 +217,7 @@ def test_a_hold_that_is_placed_while_it_runs(house: Lakehouse, tmp_path: Path) -
 def test_a_hot_row_keeps_its_day(house: Lakehouse) -> None:
     retain(house)
     with house.hot() as hot:
-        insert_events(hot, "org-a", 61, 1, day="2016-01-02 23:58")
+        insert_events(hot, "org-a", 61, 1, day="2016-01-02 22:58")
         insert_events(hot, "org-b", 61, 1, day="2016-01-01")
     found = planned(house)
     assert (days(found.ends), {k: days(v) for k, v in found.kept.items()}) == (
