@@ -78,12 +78,14 @@ def archive(app: App, world: World, organization: str, say: Callable[[str], None
     with psycopg.connect(world.hot_url, autocommit=True) as hot:
         hot.execute("UPDATE organizations SET data_retention_days = %s WHERE id = %s", [DAYS, organization])
         say(f"the organization's retention is set to {DAYS} days; what would leave the hot database, and what stays:")
-        first = make_plan(app, [organization])
+        # Of tables that retention applies to without being asked for by name.
+        tables = [c.table for c in app.contracts.values() if c.retention == "applies"]
+        first = make_plan(app, [organization], tables)
         report.refused = [r for t in first.tables for r in t.refusals]
         for refusal in report.refused:
             say(f"  refused: {refusal}")
         _make_indexes(hot, report.refused)
-        _plan(report, make_plan(app, [organization]), say)
+        _plan(report, make_plan(app, [organization], tables), say)
         key = _oldest_finding(hot, findings, organization)
         before = _hot_hash(hot, findings, key)
         hold = place(app, organization, reason="case 4711", table_name="findings", row_keys=[key], by=WHO)
