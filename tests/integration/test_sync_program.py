@@ -42,7 +42,7 @@ def test_it_stops_after_its_round(house: Lakehouse, tmp_path: Path, number: sign
 @pytest.mark.parametrize("every", ["0s", "-1s", "soon", "5"])
 def test_a_period_that_is_none_is_refused(house: Lakehouse, every: str) -> None:
     done = house.run("sync", f"--every={every}", check=2)
-    assert "Write 500ms, 5s, 2m or 1h" in done.stderr
+    assert "Write 500ms, 5s, 2m, 1h or 30d" in done.stderr
 
 
 def test_once_or_every_must_be_said(house: Lakehouse) -> None:
