@@ -9,8 +9,9 @@ is asked only where some may have been. So nothing that can get lost, as an inve
 archived.
 
 Cannot be known: that an archived id was inserted again and deleted, if no window saw it in between and its log of
-deletes (the trigger method) does not tell either; or if it was quarantined all that time, so that the lake never had
-a version of it. The lake then goes on to show the version that was archived.
+deletes does not tell either (only the trigger method has one, and a window that compares keys does not ask it); or if
+it was quarantined all that time, so that the lake never had a version of it. The lake then goes on to show the version
+that was archived.
 """
 
 from __future__ import annotations

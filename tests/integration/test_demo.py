@@ -39,7 +39,7 @@ def test_the_demo_proves_equality_under_a_live_workload(tmp_path: Path) -> None:
     retention = figures["retention"]
     assert len(retention["refused"]) == 3 and all("CREATE INDEX" in r for r in retention["refused"])
     assert sum(retention["archived"].values()) == sum(t["archived"] for t in figures["equality"]) > 0
-    assert retention["kept"]["held"] == 1 and retention["tampered"].endswith("differs from the lake: title")
+    assert retention["tampered"].endswith("differs from the lake: title")
     assert retention["held"] and retention["recalled"].startswith(retention["held"])
     assert 0 < retention["rows_proven_again"] <= sum(retention["archived"].values())
     assert all(t["repeated"] == 0 and t["hot_rows"] > 0 for t in figures["equality"])

@@ -212,7 +212,8 @@ def test_random_writers_lose_nothing_and_double_nothing(
             house.assert_equal(table.lake, *common.organizations)
             say(f"{table.lake}: {world.check_versions(table)} versions in the lake")
         for organization in common.organizations:
-            copies.archived[organization] = archiver.check(hot, organization, sees_all=method == "trigger")
+            # By triggers too, a window that compares keys (as after a TRUNCATE) does not ask the log of deletes.
+            copies.archived[organization] = archiver.check(hot, organization, sees_all=False)
         copies.finish(hot)
         lost, stamped = naive.lost(hot)
     done = {
