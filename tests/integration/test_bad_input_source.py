@@ -278,7 +278,7 @@ def test_a_list_of_organizations_that_cannot_be_read(postgres_server: EmbeddedPo
         house.assert_equal("events")
 
 
-@pytest.mark.parametrize("broken", ["lakehouse capture", "lakehouse catalog", "lakehouse control"])
+@pytest.mark.parametrize("broken", ["lakehouse capture", "lakehouse control"])
 def test_a_connection_that_breaks_in_the_middle(house: Lakehouse, tmp_path: Path, broken: str) -> None:
     insert = (
         "INSERT INTO siem_deliveries (id, organization_id, stream, payload, updated_at) "
