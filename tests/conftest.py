@@ -10,6 +10,7 @@ import pytest
 
 from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.embedded.s3 import EmbeddedS3
+from lakehouse.observe import redact
 
 pytest_plugins = ["tests.crash_report"]
 
@@ -26,6 +27,12 @@ def s3_server() -> Iterator[EmbeddedS3]:
     """The session's S3 server; a test that stops, kills or pauses a server makes one of its own."""
     with EmbeddedS3() as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def no_remembered_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test called a secret may be a word of the next one's messages."""
+    monkeypatch.setattr(redact, "_known", frozenset())
 
 
 @pytest.fixture

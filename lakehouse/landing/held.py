@@ -202,11 +202,13 @@ class KeyReconciliation:
             # The lake keeps the last good version of a row that it cannot hold as it is now.
             f"WHERE NOT EXISTS (SELECT 1 FROM hot h WHERE {join}) AND NOT {self._quarantined}"
         )
-        self._connection.execute(f"CREATE OR REPLACE TEMP TABLE appeared AS {self._appeared(organization, inventory)}")
+        history = lake_relation(table.metadata_location)
+        self._connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE appeared AS {self._appeared(organization, history, inventory)}"
+        )
         found = self._archived.find(self._connection, organization, "vanished", "appeared")
         gone = f"SELECT {self._columns} FROM vanished"
         if found:
-            history = lake_relation(table.metadata_location)
             since = inventory.sequence if inventory else None
             archived_of(self._connection, self.contract, "vanished", history, since)
             self.archived[organization] = self._connection.execute("SELECT count(*) FROM archived").fetchall()[0][0]
@@ -217,16 +219,27 @@ class KeyReconciliation:
             )
         yield from self._connection.execute(gone).to_arrow_reader(100_000)
 
-    def _appeared(self, organization: str, inventory: Inventory | None) -> str:
-        """SQL of keys that were not in the hot table when the inventory was written, where they may have been archived
-        under another event time before that: no inventory lists those."""
-        every = f"SELECT {self._columns}, {duckdb_key(self.contract)} AS row_key FROM hot h"
+    def _appeared(self, organization: str, history: str, inventory: Inventory | None) -> str:
+        """SQL of identities that came after the inventory was written, where their keys may have been archived under
+        another event time before that: no inventory lists those. `newest`: the identity's newest version in the lake,
+        null of what is in the hot table. Others landed and went again, by windows that did not compare keys."""
+        columns = f"{self._columns}, {duckdb_key(self.contract)} AS row_key"
         if inventory is None or self.contract.identity == self.contract.primary_key:
-            return f"{every} WHERE false"
+            return f"SELECT {columns}, NULL::BIGINT AS newest FROM hot WHERE false"
         join = " AND ".join(f"i.{quoted(n)} = h.{quoted(n)}" for n in self._names)
-        return (
-            f"{every} WHERE {quoted(self.contract.tenant)}::VARCHAR = {literal(organization)} AND NOT EXISTS "
+        same_key = " AND ".join(
+            f"i.{quoted(n)} = h.{quoted(n)}" for n in dict.fromkeys([self.contract.tenant, *self.contract.primary_key])
+        )
+        came = (
+            f"{quoted(self.contract.tenant)}::VARCHAR = {literal(organization)} AND NOT EXISTS "
             f"(SELECT 1 FROM read_parquet({literal(plain_path(inventory.file))}) i WHERE {join})"
+        )
+        return (
+            f"SELECT {columns}, NULL::BIGINT AS newest FROM hot h WHERE {came} UNION ALL "
+            f"SELECT {columns}, max({SEQUENCE}) AS newest FROM {history} h "
+            f"WHERE {SEQUENCE} > {inventory.sequence} AND {OP} <> '{DELETE}' AND {came} "
+            # Where the key is in the hot table, as whatever identity, that one has the say.
+            f"AND NOT EXISTS (SELECT 1 FROM hot i WHERE {same_key}) GROUP BY ALL"
         )
 
     def _returned(self, history: str) -> str:
@@ -240,8 +253,10 @@ class KeyReconciliation:
             for n in self._names
         )
         former = (
-            f"SELECT {columns} FROM appeared p JOIN taken t ON t.row_key = p.row_key "
-            f"WHERE t.event_time::{kind} <> p.{event}"
+            f"SELECT {columns} FROM appeared p JOIN (SELECT row_key, event_time, max(sequence) AS sequence FROM taken "
+            "GROUP BY ALL) t ON t.row_key = p.row_key "
+            # Of two identities of one key, the one with the later version counts.
+            f"WHERE t.event_time::{kind} <> p.{event} AND (p.newest IS NULL OR p.newest > t.sequence)"
         )
         return alive(self.contract, former, history)
 

@@ -73,6 +73,20 @@ MUTANTS = (
         f"{ARCHIVED}::test_an_id_that_came_back_with_another_event_time[True-xmin]",
     ),
     mutant(
+        "who-came-back-and-went-is-not-looked-for",
+        HELD,
+        "AND {OP} <> '{DELETE}' AND {came}",
+        "AND false AND {came}",
+        f"{ARCHIVED}::test_it_came_back_with_another_event_time_and_went_before_keys_were_compared[deleted]",
+    ),
+    mutant(
+        "the-former-identity-goes-whatever-is-newer",
+        HELD,
+        " AND (p.newest IS NULL OR p.newest > t.sequence)",
+        "",
+        f"{ARCHIVED}::test_it_came_back_as_another_and_then_as_itself",
+    ),
+    mutant(
         "who-came-back-is-not-looked-for-by-triggers",
         WINDOW,
         "    stager.add(_returned(app, contract, window, plan, tables, failures), op=DELETE)\n",
