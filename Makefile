@@ -19,7 +19,7 @@ test: $(READY) ## Check the code, then run every test on real servers (ARGS="-k 
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/pytest -n 2 $(ARGS)
+	@$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 bench: $(READY) ## Measure every part and write docs/benchmarks.md (ARGS="--only PART", "--rows 200000")
 	@$(BIN)/python -m tests.bench $(ARGS)

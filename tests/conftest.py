@@ -5,12 +5,19 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import psycopg
 import pytest
 
+from lakehouse.control.database import migrate
+from lakehouse.demo.environment import create_hot_tables, settings_values
 from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.embedded.s3 import EmbeddedS3
 from lakehouse.observe import redact
+from lakehouse.settings import ExplicitSettings
+from tests.support import local_variables
 
 pytest_plugins = ["tests.crash_report"]
 
@@ -40,6 +47,26 @@ def postgres_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
     """The URL of a fresh database, dropped afterwards with whatever still holds it."""
     name = f"test_{secrets.token_hex(6)}"
     yield postgres_server.create_database(name)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def host_template(postgres_server: EmbeddedPostgres) -> str:
+    """A database with the host's empty tables and control tables that are nobody's yet; to be copied."""
+    url = postgres_server.create_database("host_template")
+    create_hot_tables(url)
+    with TemporaryDirectory() as folder:
+        migrate(ExplicitSettings(**settings_values(local_variables(url, Path(folder))))).dispose()
+    with psycopg.connect(url) as connection:
+        connection.execute("DELETE FROM lakehouse.installation")
+    return "host_template"
+
+
+@pytest.fixture
+def hot_url(postgres_server: EmbeddedPostgres, host_template: str) -> Iterator[str]:
+    """The URL of a fresh database with the host's empty tables: `host_tables` adds the organizations."""
+    name = f"test_{secrets.token_hex(6)}"
+    yield postgres_server.create_database(name, host_template)
     postgres_server.drop_database(name)
 
 

@@ -27,6 +27,7 @@ from lakehouse.result import TableResult
 from lakehouse.settings import ExplicitSettings
 from lakehouse.sync import sync_table
 from lakehouse.verify.compare import Comparison, verify_table
+from tests.programs import Program
 
 ORGANIZATIONS = ("org-a", "org-b", "org-c")
 ROOT = Path(__file__).parent.parent
@@ -132,9 +133,12 @@ class Lakehouse:
 
     def run(self, *arguments: str, failpoints: str = "", check: int | None = 0) -> subprocess.CompletedProcess[str]:
         """Run the `lakehouse` program as a process of its own; `check` is the exit status that it must have."""
-        done = subprocess.run(
-            self.command(*arguments), env=self.environment(failpoints), capture_output=True, text=True, timeout=120
-        )
+        with self.start(*arguments, failpoints=failpoints) as program:
+            try:
+                out, err = program.communicate(timeout=120)
+            finally:
+                program.kill()
+        done = subprocess.CompletedProcess(program.args, program.wait(), out, err)
         assert check is None or done.returncode == check, (done.returncode, done.stdout, done.stderr)
         return done
 
@@ -144,17 +148,12 @@ class Lakehouse:
         assert done.stdout, done.stderr
         return json.loads(done.stdout)
 
-    def start(self, *arguments: str, failpoints: str = "") -> subprocess.Popen[str]:
+    def start(self, *arguments: str, failpoints: str = "") -> Program:
         """Start the program and do not wait."""
-        return subprocess.Popen(
-            self.command(*arguments),
-            env=self.environment(failpoints),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return Program(arguments, self.environment(failpoints))
 
     def command(self, *arguments: str) -> list[str]:
+        """The program as an interpreter of its own, for `environment()`."""
         return [sys.executable, "-c", "from lakehouse.cli import main; main()", *arguments]
 
     def environment(self, failpoints: str = "") -> dict[str, str]:
@@ -193,8 +192,9 @@ def s3_variables(hot_url: str, s3: Any, bucket: str) -> dict[str, str]:
 
 def host_tables(url: str, organizations: tuple[str, ...] = ORGANIZATIONS) -> None:
     """The host's schema with some organizations, each with one integration."""
-    create_hot_tables(url)
     with psycopg.connect(url, autocommit=True) as connection:
+        if connection.execute("SELECT to_regclass('organizations')").fetchone() == (None,):
+            create_hot_tables(url)
         for name in organizations:
             connection.execute(
                 "INSERT INTO organizations (id, name, slug, updated_at) VALUES (%s, %s, %s, now())",

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     import psycopg
     import pyarrow as pa
 
+LIBRARIES = (__name__, "pyarrow.fs", "pyarrow.parquet")
+"""What reading a range needs, for `lakehouse.executor.LocalProcesses`."""
+
 
 @dataclass(frozen=True)
 class RangeTask:
@@ -165,13 +168,6 @@ def _quarantine(
 def _target(task: RangeTask, organization: str) -> Target:
     writer = task.writers[organization]
     return Target(writer, writer.location)
-
-
-def prepare_process() -> None:
-    """Load what reading a range needs: while the program itself still looks what there is to read."""
-    import adbc_driver_postgresql.dbapi  # noqa: F401
-    import pyarrow.fs
-    import pyarrow.parquet  # noqa: F401
 
 
 class _Numbers:

@@ -129,12 +129,12 @@ def backfill(
     as_json: JsonFlag = False,
 ) -> None:
     """Read every table for the first time, for organizations that were not; resumes what was interrupted."""
-    from lakehouse.backfill.worker import prepare_process
+    from lakehouse.backfill.worker import LIBRARIES
     from lakehouse.executor import LocalProcesses
     from lakehouse.settings import load_settings
 
-    # The processes load what they need while this one loads SQLAlchemy and Iceberg.
-    with LocalProcesses(load_settings().backfill.workers, prepare=prepare_process) as executor:
+    # What reads ranges is loaded beside this process, which loads SQLAlchemy and Iceberg.
+    with LocalProcesses(load_settings().backfill.workers, libraries=LIBRARIES) as executor:
         results = _backfill(names, organization, executor)
     if as_json:
         print_json([{**vars(r), "errors": {o: error_json(e) for o, e in r.errors.items()}} for r in results])

@@ -15,8 +15,7 @@ from lakehouse.settings import Settings, sqlalchemy_url
 from schemas.errors import LakehouseError, Retry
 
 if TYPE_CHECKING:
-    from alembic.config import Config
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
 _LOCK = 0x6C616B65  # "lake"
 _REVISION = re.compile(r'^(revision|down_revision)(?:: [^=]+)? = "([^"]+)"$', re.M)
@@ -93,8 +92,6 @@ def migrate(settings: Settings) -> Engine:
     Raises:
         ControlError: the database refuses, is newer than this program, or is another installation's.
     """
-    from alembic import command
-    from alembic.util import CommandError
     from psycopg import sql
     from sqlalchemy import text
     from sqlalchemy.exc import ProgrammingError
@@ -107,18 +104,14 @@ def migrate(settings: Settings) -> Engine:
             # Asked first: CREATE SCHEMA IF NOT EXISTS wants the right to create even where the schema is there.
             if connection.scalar(text("SELECT to_regnamespace(:s)"), {"s": settings.control.schema_name}) is None:
                 connection.execute(text(f"CREATE SCHEMA {schema}"))
-            config = _alembic(settings)
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            found = connection.scalar(text("SELECT to_regclass('alembic_version')"))
+            version = connection.scalar(text("SELECT version_num FROM alembic_version")) if found else None
+            if version != newest_revision():
+                _upgrade(settings, connection)
             connection.execute(
                 text("INSERT INTO installation (id) VALUES (:id) ON CONFLICT (singleton) DO NOTHING"),
                 {"id": settings.installation},
             )
-    except CommandError as error:
-        raise ControlError(
-            f"schema {settings.control.schema_name!r} was made by a newer program: {error}",
-            "Upgrade this program; it leaves the newer schema alone.",
-        ) from error
     except ProgrammingError as error:
         raise ControlError(
             f"control schema {settings.control.schema_name!r} cannot be made: {error.orig}",
@@ -145,13 +138,22 @@ def _answering(settings: Settings) -> Engine:
     return engine
 
 
-def _alembic(settings: Settings) -> Config:
+def _upgrade(settings: Settings, connection: Connection) -> None:
+    from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["schema"] = settings.control.schema_name
-    return config
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise ControlError(
+            f"schema {settings.control.schema_name!r} was made by a newer program: {error}",
+            "Upgrade this program; it leaves the newer schema alone.",
+        ) from error
 
 
 @functools.cache

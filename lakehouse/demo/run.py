@@ -10,6 +10,7 @@ from typing import Any
 
 from lakehouse.app import App
 from lakehouse.backfill.run import BackfillResult, backfill_table
+from lakehouse.backfill.worker import LIBRARIES
 from lakehouse.control.database import migrate
 from lakehouse.deliver.parity import Parity
 from lakehouse.demo.environment import World
@@ -192,7 +193,7 @@ def prove(app: App, report: DemoReport, say: Say, lap: Laps) -> None:
 
 
 def _backfill(app: App, report: DemoReport, say: Say) -> None:
-    with LocalProcesses(app.settings.backfill.workers) as executor:
+    with LocalProcesses(app.settings.backfill.workers, libraries=LIBRARIES) as executor:
         for contract in app.contracts.values():
             began = time.monotonic()
             result: BackfillResult = backfill_table(app, contract, executor)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from federation.config import COPYING
 from federation.kinds import DestinationKind
 from lakehouse.backfill.run import BackfillResult, run_backfill
+from lakehouse.backfill.worker import LIBRARIES
 from lakehouse.capture.source import SourceTableMissing
 from lakehouse.control.database import control_broke_off
 from lakehouse.executor import LocalProcesses
@@ -158,7 +159,7 @@ class Worker:
     def _backfill(self, task: ClaimedTask, table: str) -> None:
         contract = self.app.contracts[table]
         result = BackfillResult(table)
-        with LocalProcesses(self.app.settings.backfill.workers) as executor:
+        with LocalProcesses(self.app.settings.backfill.workers, libraries=LIBRARIES) as executor:
             run_backfill(self.app, contract, executor, task, result, stopping=self.stop.is_set)
         self._not_there_yet(task, result.errors.get(""))
 

@@ -113,9 +113,9 @@ class Stage:
 
 
 @pytest.fixture
-def house(postgres_url: str, s3: EmbeddedS3, bucket: str) -> Iterator[Lakehouse]:
-    host_tables(postgres_url, ("org-a",))
-    lakehouse = Lakehouse(postgres_url, s3_variables(postgres_url, s3, bucket))
+def house(hot_url: str, s3: EmbeddedS3, bucket: str) -> Iterator[Lakehouse]:
+    host_tables(hot_url, ("org-a",))
+    lakehouse = Lakehouse(hot_url, s3_variables(hot_url, s3, bucket))
     lakehouse.reopen(EGRESS__ALLOW='["127.0.0.1", "localhost"]', SECRETS__KEYS='{"v1": "hex:' + "ab" * 32 + '"}')
     lakehouse.init()
     with lakehouse.hot() as hot:

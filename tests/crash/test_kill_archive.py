@@ -60,12 +60,12 @@ def archive(variables: dict[str, str], failpoints: str, log: str) -> None:
 
 
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    host_tables(postgres_url)
-    variables = local_variables(postgres_url, tmp_path) | archive_variables(tmp_path)
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+    host_tables(hot_url)
+    variables = local_variables(hot_url, tmp_path) | archive_variables(tmp_path)
     variables |= {"LAKEHOUSE_ARCHIVE__BATCH_ROWS": "40", "LAKEHOUSE_ARCHIVE__PROOF_ROWS": "100"}
     variables |= {"LAKEHOUSE_MAINTENANCE__SETTLED_HOURS": "0", "LAKEHOUSE_MAINTENANCE__GRACE_MINUTES": "0"}
-    lakehouse = Lakehouse(postgres_url, variables)
+    lakehouse = Lakehouse(hot_url, variables)
     lakehouse.init()
     with lakehouse.hot() as hot:
         for statement in REFERENCES:

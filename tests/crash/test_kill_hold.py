@@ -14,9 +14,9 @@ from tests.support import Lakehouse, host_tables, insert_events, local_variables
 
 
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    host_tables(postgres_url, ("org-a",))
-    lakehouse = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path))
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+    host_tables(hot_url, ("org-a",))
+    lakehouse = Lakehouse(hot_url, local_variables(hot_url, tmp_path))
     lakehouse.init()
     yield lakehouse
     lakehouse.close()

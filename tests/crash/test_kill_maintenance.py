@@ -18,9 +18,9 @@ POINTS = [n for n in NAMES if n.startswith("maintain.")]
 
 
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    host_tables(postgres_url, ("org-a",))
-    lakehouse = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path))
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+    host_tables(hot_url, ("org-a",))
+    lakehouse = Lakehouse(hot_url, local_variables(hot_url, tmp_path))
     lakehouse.init()
     lakehouse.reopen(
         MAINTENANCE__KEEP_SNAPSHOTS="2",

@@ -27,23 +27,23 @@ KEYS = {"v1": "hex:" + "1" * 64, "v2": "hex:" + "2" * 64}
 
 
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    host_tables(postgres_url)
-    lakehouse = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path))
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+    host_tables(hot_url)
+    lakehouse = Lakehouse(hot_url, local_variables(hot_url, tmp_path))
     lakehouse.init()
     yield lakehouse
     lakehouse.close()
 
 
 @pytest.fixture
-def in_a_bucket(postgres_url: str, s3: Any, bucket: str) -> Iterator[tuple[Lakehouse, HttpProxy]]:
-    host_tables(postgres_url)
+def in_a_bucket(hot_url: str, s3: Any, bucket: str) -> Iterator[tuple[Lakehouse, HttpProxy]]:
+    host_tables(hot_url)
     with HttpProxy(s3.endpoint) as proxy:
-        variables = s3_variables(postgres_url, s3, bucket) | {
+        variables = s3_variables(hot_url, s3, bucket) | {
             "LAKEHOUSE_LAKE__S3__ENDPOINT": proxy.endpoint,
             "LAKEHOUSE_WORK__LEASE_SECONDS": "2",
         }
-        lakehouse = Lakehouse(postgres_url, variables)
+        lakehouse = Lakehouse(hot_url, variables)
         lakehouse.init()
         yield lakehouse, proxy
         lakehouse.close()

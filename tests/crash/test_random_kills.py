@@ -35,10 +35,10 @@ PROGRAMS = 3
 
 
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    host_tables(postgres_url)
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+    host_tables(hot_url)
     more = {"LAKEHOUSE_SCHEDULE__MAINTAIN_EVERY_SECONDS": "3"}
-    lakehouse = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path) | QUICK | VARIABLES | more)
+    lakehouse = Lakehouse(hot_url, local_variables(hot_url, tmp_path) | QUICK | VARIABLES | more)
     lakehouse.init()
     names = ",".join(table.lake for table in TABLES)
     with lakehouse.app.engine.begin() as connection:

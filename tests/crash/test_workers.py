@@ -38,10 +38,10 @@ QUICK = {
 
 
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    host_tables(postgres_url)
-    with_only_events = local_variables(postgres_url, tmp_path) | QUICK
-    lakehouse = Lakehouse(postgres_url, with_only_events)
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+    host_tables(hot_url)
+    with_only_events = local_variables(hot_url, tmp_path) | QUICK
+    lakehouse = Lakehouse(hot_url, with_only_events)
     lakehouse.init()
     with lakehouse.app.engine.begin() as connection:
         # Ten tables would only make these tests slower.

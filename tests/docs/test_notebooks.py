@@ -15,10 +15,10 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_every_cell_runs(
-    path: Path, postgres_url: str, s3: Any, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    path: Path, hot_url: str, s3: Any, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    host_tables(postgres_url)
-    house = Lakehouse(postgres_url, s3_variables(postgres_url, s3, bucket))
+    host_tables(hot_url)
+    house = Lakehouse(hot_url, s3_variables(hot_url, s3, bucket))
     house.init()
     with house.hot() as hot:
         insert_events(hot, "org-a", 1, 3)

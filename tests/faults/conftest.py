@@ -56,11 +56,11 @@ class Proxied:
 
 
 @pytest.fixture
-def proxied(postgres_url: str, s3: Any, bucket: str) -> Iterator[Proxied]:
-    host_tables(postgres_url)
+def proxied(hot_url: str, s3: Any, bucket: str) -> Iterator[Proxied]:
+    host_tables(hot_url)
     with ExitStack() as stack:
         enter = stack.enter_context
-        catalog, control, source = (enter(PostgresProxy(postgres_url)) for _ in range(3))
+        catalog, control, source = (enter(PostgresProxy(hot_url)) for _ in range(3))
         storage = enter(HttpProxy(s3.endpoint))
         options = "?options=-csearch_path%3Dlakehouse"
         variables = s3_variables(source.url, s3, bucket) | {
@@ -69,7 +69,7 @@ def proxied(postgres_url: str, s3: Any, bucket: str) -> Iterator[Proxied]:
             "LAKEHOUSE_LAKE__CATALOG__URI": catalog.url + options,
             "LAKEHOUSE_WORK__LEASE_SECONDS": "2",
         }
-        house = Lakehouse(postgres_url, variables)
+        house = Lakehouse(hot_url, variables)
         stack.callback(house.close)
         house.init()
         yield Proxied(house, storage, catalog, control, source)

@@ -41,10 +41,10 @@ class Pair:
 
 
 @pytest.fixture
-def pair(postgres_url: str, s3: Any, bucket: str) -> Iterator[Pair]:
-    host_tables(postgres_url)
+def pair(hot_url: str, s3: Any, bucket: str) -> Iterator[Pair]:
+    host_tables(hot_url)
     with ExitStack() as stack:
-        yield Pair(postgres_url, s3, bucket, stack, own_control=False)
+        yield Pair(hot_url, s3, bucket, stack, own_control=False)
 
 
 @pytest.mark.parametrize(
@@ -86,11 +86,11 @@ def test_a_lease_that_runs_out_during_a_slow_upload(pair: Pair, held: str, at: s
 
 
 @pytest.mark.parametrize("own_control", [False, True], ids=["one control", "a control of its own"])
-def test_two_programs_write_one_table_for_a_while(postgres_url: str, s3: Any, bucket: str, own_control: bool) -> None:
+def test_two_programs_write_one_table_for_a_while(hot_url: str, s3: Any, bucket: str, own_control: bool) -> None:
     """Leases keep them apart where they share their control tables; where they do not, the table's fence alone."""
-    host_tables(postgres_url)
+    host_tables(hot_url)
     with ExitStack() as stack:
-        pair = Pair(postgres_url, s3, bucket, stack, own_control=own_control)
+        pair = Pair(hot_url, s3, bucket, stack, own_control=own_control)
         houses = (pair.first, pair.second)
         with pair.first.hot() as hot:
             for organization in ("org-a", "org-b"):

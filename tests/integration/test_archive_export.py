@@ -32,9 +32,9 @@ NOTHING: tuple[dict[str, int], list[Any]] = ({"holds_mirrored": 0, "batches_expo
 
 
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    host_tables(postgres_url, ("org-a", "org-b"))
-    lakehouse = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path))
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+    host_tables(hot_url, ("org-a", "org-b"))
+    lakehouse = Lakehouse(hot_url, local_variables(hot_url, tmp_path))
     lakehouse.init()
     with lakehouse.hot() as hot:
         for organization in ("org-a", "org-b"):

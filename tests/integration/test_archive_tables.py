@@ -73,15 +73,15 @@ NOTES = contract(
 
 
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    host_tables(postgres_url, ("7",))
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+    host_tables(hot_url, ("7",))
     for made in (READINGS, NOTES):
         folder = tmp_path / "contracts" / made["table"]
         folder.mkdir(parents=True)
         (folder / "v1.json").write_text(json.dumps(made))
-    variables = local_variables(postgres_url, tmp_path) | archive_variables(tmp_path)
+    variables = local_variables(hot_url, tmp_path) | archive_variables(tmp_path)
     variables["LAKEHOUSE_CONTRACTS"] = json.dumps(["builtin", str(tmp_path / "contracts")])
-    lakehouse = Lakehouse(postgres_url, variables)
+    lakehouse = Lakehouse(hot_url, variables)
     lakehouse.init()
     yield lakehouse
     lakehouse.close()

@@ -27,9 +27,9 @@ METHODS = ("xmin", "trigger")
 
 
 @pytest.fixture
-def bare(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    host_tables(postgres_url, ("org-a", "org-b"))
-    lakehouse = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path))
+def bare(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+    host_tables(hot_url, ("org-a", "org-b"))
+    lakehouse = Lakehouse(hot_url, local_variables(hot_url, tmp_path))
     lakehouse.init()
     enable(lakehouse)
     yield lakehouse

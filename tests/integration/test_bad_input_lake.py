@@ -28,9 +28,9 @@ EVERYBODY = ("org-a", "org-b", "org-c")
 
 
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    host_tables(postgres_url)
-    lakehouse = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path))
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+    host_tables(hot_url)
+    lakehouse = Lakehouse(hot_url, local_variables(hot_url, tmp_path))
     lakehouse.init()
     yield lakehouse
     lakehouse.close()
@@ -191,11 +191,11 @@ def test_a_landing_whose_process_died_is_delivered_once(house: Lakehouse) -> Non
 # --- the storage ---
 
 
-def test_a_bucket_that_is_not_there(postgres_url: str, s3: EmbeddedS3, bucket: str) -> None:
-    host_tables(postgres_url)
+def test_a_bucket_that_is_not_there(hot_url: str, s3: EmbeddedS3, bucket: str) -> None:
+    host_tables(hot_url)
     with S3Gate(s3.endpoint) as gate:
-        variables = s3_variables(postgres_url, s3, bucket) | {"LAKEHOUSE_LAKE__S3__ENDPOINT": gate.endpoint}
-        with closing(Lakehouse(postgres_url, variables)) as house:
+        variables = s3_variables(hot_url, s3, bucket) | {"LAKEHOUSE_LAKE__S3__ENDPOINT": gate.endpoint}
+        with closing(Lakehouse(hot_url, variables)) as house:
             gate.refuse(404, "NoSuchBucket")
             house.init()
             add(house, 1, "org-a")
@@ -216,13 +216,11 @@ def test_a_bucket_that_is_not_there(postgres_url: str, s3: EmbeddedS3, bucket: s
 @pytest.mark.parametrize(
     "answer", [(503, "SlowDown"), (500, "InternalError"), (403, "AccessDenied")], ids=lambda a: a[1]
 )
-def test_a_storage_that_refuses_for_a_while(
-    postgres_url: str, s3: EmbeddedS3, bucket: str, answer: tuple[int, str]
-) -> None:
-    host_tables(postgres_url)
+def test_a_storage_that_refuses_for_a_while(hot_url: str, s3: EmbeddedS3, bucket: str, answer: tuple[int, str]) -> None:
+    host_tables(hot_url)
     with S3Gate(s3.endpoint) as gate:
-        variables = s3_variables(postgres_url, s3, bucket) | {"LAKEHOUSE_LAKE__S3__ENDPOINT": gate.endpoint}
-        with closing(Lakehouse(postgres_url, variables)) as house:
+        variables = s3_variables(hot_url, s3, bucket) | {"LAKEHOUSE_LAKE__S3__ENDPOINT": gate.endpoint}
+        with closing(Lakehouse(hot_url, variables)) as house:
             house.init()
             filled(house, "org-a", "org-b")
             gate.refuse(*answer)
@@ -234,10 +232,10 @@ def test_a_storage_that_refuses_for_a_while(
             house.assert_equal("events")
 
 
-def test_a_wrong_secret(postgres_url: str, s3: EmbeddedS3, bucket: str) -> None:
-    host_tables(postgres_url)
+def test_a_wrong_secret(hot_url: str, s3: EmbeddedS3, bucket: str) -> None:
+    host_tables(hot_url)
     wrong = "canary-not-the-secret"
-    with closing(Lakehouse(postgres_url, s3_variables(postgres_url, s3, bucket))) as house:
+    with closing(Lakehouse(hot_url, s3_variables(hot_url, s3, bucket))) as house:
         house.init()
         filled(house, "org-a")
         house.reopen(LAKE__S3__SECRET_ACCESS_KEY=wrong)
@@ -251,20 +249,20 @@ def test_a_wrong_secret(postgres_url: str, s3: EmbeddedS3, bucket: str) -> None:
         house.assert_equal("events")
 
 
-def test_a_wrong_secret_names_its_setting(postgres_url: str, s3: EmbeddedS3, bucket: str) -> None:
-    host_tables(postgres_url)
-    with closing(Lakehouse(postgres_url, s3_variables(postgres_url, s3, bucket))) as house:
+def test_a_wrong_secret_names_its_setting(hot_url: str, s3: EmbeddedS3, bucket: str) -> None:
+    host_tables(hot_url)
+    with closing(Lakehouse(hot_url, s3_variables(hot_url, s3, bucket))) as house:
         house.init()
         filled(house, "org-a")
         house.reopen(LAKE__S3__SECRET_ACCESS_KEY="wrong")
         assert "SECRET_ACCESS_KEY" in house.sync("events").errors["org-a"].hint
 
 
-def test_a_storage_that_is_down_and_one_that_hangs(postgres_url: str) -> None:
-    host_tables(postgres_url)
+def test_a_storage_that_is_down_and_one_that_hangs(hot_url: str) -> None:
+    host_tables(hot_url)
     with EmbeddedS3() as s3:
-        variables = s3_variables(postgres_url, s3, s3.create_bucket("lake"))
-        with closing(Lakehouse(postgres_url, variables)) as house:
+        variables = s3_variables(hot_url, s3, s3.create_bucket("lake"))
+        with closing(Lakehouse(hot_url, variables)) as house:
             house.init()
             filled(house, "org-a")
             for number, (stop, start) in enumerate([(s3.kill, s3.start), (s3.pause, s3.resume)]):

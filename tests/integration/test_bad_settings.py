@@ -130,9 +130,9 @@ def test_a_bad_url(url: str) -> None:
         f"postgresql://u:a@{CANARY}@db.invalid/cat",
     ],
 )
-def test_a_bad_catalog(postgres_url: str, tmp_path: Path, url: str) -> None:
-    host_tables(postgres_url, ("org-a",))
-    variables = local_variables(postgres_url, tmp_path) | {"LAKEHOUSE_LAKE__CATALOG__URI": url}
+def test_a_bad_catalog(hot_url: str, tmp_path: Path, url: str) -> None:
+    host_tables(hot_url, ("org-a",))
+    variables = local_variables(hot_url, tmp_path) | {"LAKEHOUSE_LAKE__CATALOG__URI": url}
     house = Lakehouse.__new__(Lakehouse)  # the settings are not valid: only the program can say so
     house.variables = variables
     done = house.run("init", check=None)
@@ -152,20 +152,20 @@ def test_a_source_that_does_not_answer_says_why() -> None:
 
 
 @pytest.fixture
-def s3_house(postgres_url: str, s3: EmbeddedS3, bucket: str) -> Iterator[tuple[Lakehouse, S3Gate]]:
+def s3_house(hot_url: str, s3: EmbeddedS3, bucket: str) -> Iterator[tuple[Lakehouse, S3Gate]]:
     """A lakehouse that reads as a role with the canary for a password, over a storage that can be made to refuse."""
-    host_tables(postgres_url)
+    host_tables(hot_url)
     name = f"reader_{secrets.token_hex(4)}"
-    parts = urlsplit(postgres_url)
+    parts = urlsplit(hot_url)
     with S3Gate(s3.endpoint) as gate:
-        house = Lakehouse(postgres_url, s3_variables(postgres_url, s3, bucket))
+        house = Lakehouse(hot_url, s3_variables(hot_url, s3, bucket))
         role = sql.Identifier(name)
         with closing(house), house.hot() as hot:
             hot.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(role, sql.Literal(CANARY)))
             hot.execute(sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {}").format(role))
             house.reopen(
                 SOURCE__URL=urlunsplit(parts._replace(netloc=f"{name}:{CANARY}@{parts.hostname}:{parts.port}")),
-                CONTROL__URL=postgres_url,
+                CONTROL__URL=hot_url,
                 LAKE__S3__ENDPOINT=gate.endpoint,
             )
             yield house, gate

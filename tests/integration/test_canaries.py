@@ -54,14 +54,12 @@ def as_role(url: str, role: str, password: str) -> str:
 
 
 @pytest.fixture
-def house(
-    postgres_url: str, s3: EmbeddedS3, bucket: str, planted: dict[str, str]
-) -> Iterator[tuple[Lakehouse, S3Gate]]:
+def house(hot_url: str, s3: EmbeddedS3, bucket: str, planted: dict[str, str]) -> Iterator[tuple[Lakehouse, S3Gate]]:
     """Three roles with canaries for passwords, a lake of an organization's own, keys and sealed credentials."""
-    host_tables(postgres_url)
+    host_tables(hot_url)
     tag = secrets.token_hex(4)
-    with S3Gate(s3.endpoint) as gate, psycopg.connect(postgres_url, autocommit=True) as hot:
-        lakehouse = Lakehouse(postgres_url, s3_variables(postgres_url, s3, bucket))
+    with S3Gate(s3.endpoint) as gate, psycopg.connect(hot_url, autocommit=True) as hot:
+        lakehouse = Lakehouse(hot_url, s3_variables(hot_url, s3, bucket))
         urls = {}
         for what in ("source", "control", "catalog"):
             hot.execute(
@@ -69,7 +67,7 @@ def house(
                     sql.Identifier(f"{what}_{tag}"), sql.Literal(planted[what])
                 )
             )
-            urls[what] = as_role(postgres_url, f"{what}_{tag}", planted[what])
+            urls[what] = as_role(hot_url, f"{what}_{tag}", planted[what])
         planted["key"] = secrets.token_hex(32)
         planted["host key"] = base64.b64encode(secrets.token_bytes(32)).decode()
         planted["s3"] = s3.secret_key

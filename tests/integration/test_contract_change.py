@@ -14,13 +14,13 @@ from tests.support import Lakehouse, host_tables, insert_events, local_variables
 
 
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    host_tables(postgres_url)
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+    host_tables(hot_url)
     contract = json.loads((BUILT_IN / "events" / "v1.json").read_text())
     write(tmp_path, contract)
     lakehouse = Lakehouse(
-        postgres_url,
-        local_variables(postgres_url, tmp_path) | {"LAKEHOUSE_CONTRACTS": f'["{tmp_path}/contracts"]'},
+        hot_url,
+        local_variables(hot_url, tmp_path) | {"LAKEHOUSE_CONTRACTS": f'["{tmp_path}/contracts"]'},
     )
     lakehouse.init()
     yield lakehouse

@@ -352,12 +352,12 @@ def test_a_column_that_the_contract_added_later_changes_no_receipt(own: Lakehous
 
 
 def test_an_object_that_is_gone_is_evidence_and_a_storage_that_does_not_answer_is_none(
-    postgres_url: str, tmp_path: Path
+    hot_url: str, tmp_path: Path
 ) -> None:
     with EmbeddedS3() as server:
         bucket = server.create_bucket("evidence")
-        host_tables(postgres_url, ("org-a",))
-        house = Lakehouse(postgres_url, s3_variables(postgres_url, server, bucket) | archive_variables(tmp_path))
+        host_tables(hot_url, ("org-a",))
+        house = Lakehouse(hot_url, s3_variables(hot_url, server, bucket) | archive_variables(tmp_path))
         house.init()
         allow(house, "org-a")
         with house.hot() as hot:

@@ -21,10 +21,10 @@ HEAVY = ("pyiceberg", "pyarrow", "duckdb", "sqlalchemy", "alembic", "typer", "ri
 
 
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
     """Two organizations, events backfilled and one window on: a round has nothing to do."""
-    host_tables(postgres_url, ("org-a", "org-b"))
-    house = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path))
+    host_tables(hot_url, ("org-a", "org-b"))
+    house = Lakehouse(hot_url, local_variables(hot_url, tmp_path))
     with house.hot() as hot:
         insert_events(hot, "org-a", 1, 50)
         insert_events(hot, "org-b", 1, 5)

@@ -31,9 +31,9 @@ FIRST, SECOND = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UT
 
 
 @pytest.fixture
-def lakehouse(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    host_tables(postgres_url)
-    made = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path))
+def lakehouse(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+    host_tables(hot_url)
+    made = Lakehouse(hot_url, local_variables(hot_url, tmp_path))
     made.init("org-a", "org-b")
     yield made
     made.close()

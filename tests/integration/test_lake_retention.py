@@ -42,10 +42,10 @@ OLD = {"2016-01-01": (1, 3), "2016-01-02": (11, 2), "2017-05-05": (21, 1)}
 
 
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
     """Events of three old days, that the archive has taken, and of a young one; the lake knows all as alive."""
-    host_tables(postgres_url, ("org-a", "org-b"))
-    house = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path))
+    host_tables(hot_url, ("org-a", "org-b"))
+    house = Lakehouse(hot_url, local_variables(hot_url, tmp_path))
     house.init()
     with house.hot() as hot:
         for day, (first, count) in OLD.items():
@@ -315,10 +315,10 @@ def test_who_asks_for_what_has_left(house: Lakehouse) -> None:
         ids(house, ids=("org-a-e1",))
 
 
-def test_receipts_of_rows_that_have_left(postgres_url: str, tmp_path: Path) -> None:
+def test_receipts_of_rows_that_have_left(hot_url: str, tmp_path: Path) -> None:
     """They have ended and are not missing; what is left of their batch is still compared, row by row."""
-    host_tables(postgres_url, ("org-a",))
-    house = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path) | archive_variables(tmp_path))
+    host_tables(hot_url, ("org-a",))
+    house = Lakehouse(hot_url, local_variables(hot_url, tmp_path) | archive_variables(tmp_path))
     house.init()
     allow(house, "org-a")
     with house.hot() as hot:

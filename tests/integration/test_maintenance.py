@@ -28,18 +28,18 @@ ALL_COLUMNS = "* EXCLUDE (_sequence), _sequence"
 
 
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    host_tables(postgres_url)
-    lakehouse = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path))
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+    host_tables(hot_url)
+    lakehouse = Lakehouse(hot_url, local_variables(hot_url, tmp_path))
     lakehouse.init()
     yield lakehouse
     lakehouse.close()
 
 
 @pytest.fixture
-def s3_house(postgres_url: str, s3: Any, bucket: str) -> Iterator[Lakehouse]:
-    host_tables(postgres_url, ("org-a",))
-    lakehouse = Lakehouse(postgres_url, s3_variables(postgres_url, s3, bucket))
+def s3_house(hot_url: str, s3: Any, bucket: str) -> Iterator[Lakehouse]:
+    host_tables(hot_url, ("org-a",))
+    lakehouse = Lakehouse(hot_url, s3_variables(hot_url, s3, bucket))
     lakehouse.init()
     yield lakehouse
     lakehouse.close()

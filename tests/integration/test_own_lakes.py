@@ -27,10 +27,10 @@ KEY = "hex:" + "5" * 64
 
 
 @pytest.fixture
-def house(postgres_url: str, s3: EmbeddedS3, bucket: str) -> Iterator[Lakehouse]:
+def house(hot_url: str, s3: EmbeddedS3, bucket: str) -> Iterator[Lakehouse]:
     """Three organizations in the host, nobody enrolled; the S3 server is the one endpoint that is allowed."""
-    host_tables(postgres_url)
-    lakehouse = Lakehouse(postgres_url, s3_variables(postgres_url, s3, bucket))
+    host_tables(hot_url)
+    lakehouse = Lakehouse(hot_url, s3_variables(hot_url, s3, bucket))
     lakehouse.reopen(SECRETS__KEYS=json.dumps({"v1": KEY}), EGRESS__ALLOW=json.dumps([urlsplit(s3.endpoint).netloc]))
     migrate(lakehouse.app.settings).dispose()
     yield lakehouse

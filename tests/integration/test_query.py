@@ -18,9 +18,9 @@ JOIN = (
 
 
 @pytest.fixture
-def house(postgres_url: str, s3: Any, bucket: str) -> Iterator[Lakehouse]:
-    host_tables(postgres_url)
-    lakehouse = Lakehouse(postgres_url, s3_variables(postgres_url, s3, bucket))
+def house(hot_url: str, s3: Any, bucket: str) -> Iterator[Lakehouse]:
+    host_tables(hot_url)
+    lakehouse = Lakehouse(hot_url, s3_variables(hot_url, s3, bucket))
     lakehouse.init()
     yield lakehouse
     lakehouse.close()

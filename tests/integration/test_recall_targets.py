@@ -26,9 +26,9 @@ from tests.support import Lakehouse, host_tables, insert_events, local_variables
 
 
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    host_tables(postgres_url, ("org-a",))
-    house = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path))
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+    host_tables(hot_url, ("org-a",))
+    house = Lakehouse(hot_url, local_variables(hot_url, tmp_path))
     house.init()
     yield house
     house.close()
@@ -230,9 +230,9 @@ def test_nothing_is_replaced_and_nothing_is_left_half_done(house: Lakehouse, tmp
 
 
 @pytest.fixture
-def in_a_bucket(postgres_url: str, s3: Any, bucket: str) -> Iterator[Lakehouse]:
-    host_tables(postgres_url, ("org-a",))
-    house = Lakehouse(postgres_url, s3_variables(postgres_url, s3, bucket))
+def in_a_bucket(hot_url: str, s3: Any, bucket: str) -> Iterator[Lakehouse]:
+    host_tables(hot_url, ("org-a",))
+    house = Lakehouse(hot_url, s3_variables(hot_url, s3, bucket))
     house.init()
     landed(house)
     yield house

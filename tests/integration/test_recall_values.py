@@ -28,13 +28,13 @@ from tests.support import Lakehouse, host_tables, local_variables
 
 
 @pytest.fixture
-def everywhere(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+def everywhere(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
     """Every contract's table, and one with every type, filled with edge values, landed, and emptied."""
-    host_tables(postgres_url, ("org-a",))
+    host_tables(hot_url, ("org-a",))
     folder = tmp_path / "contracts" / "odd"
     folder.mkdir(parents=True)
     (folder / "v1.json").write_text(json.dumps(odd_contract()))
-    house = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path))
+    house = Lakehouse(hot_url, local_variables(hot_url, tmp_path))
     house.reopen(CONTRACTS=json.dumps(["builtin", str(folder.parent)]))
     columns = ", ".join(f"{name} {source}" for name, (_, source, _) in COLUMNS.items())
     with house.hot() as hot:

@@ -27,10 +27,10 @@ def keys(**versions: str) -> str:
 
 
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
     """Three lakes and four destinations (one of them vendor-wide) with credentials under v1."""
-    host_tables(postgres_url)
-    lakehouse = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path))
+    host_tables(hot_url)
+    lakehouse = Lakehouse(hot_url, local_variables(hot_url, tmp_path))
     lakehouse.reopen(SECRETS__KEYS=keys(v1=OLD, v2=NEW))
     lakehouse.init()
     vault = Vault(lakehouse.app.settings)

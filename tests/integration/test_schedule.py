@@ -20,10 +20,10 @@ from tests.support import Lakehouse, host_tables, insert_events, local_variables
 
 
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    host_tables(postgres_url)
-    variables = local_variables(postgres_url, tmp_path) | {"LAKEHOUSE_SCHEDULE__CADENCE_SECONDS": "600"}
-    lakehouse = Lakehouse(postgres_url, variables)
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+    host_tables(hot_url)
+    variables = local_variables(hot_url, tmp_path) | {"LAKEHOUSE_SCHEDULE__CADENCE_SECONDS": "600"}
+    lakehouse = Lakehouse(hot_url, variables)
     lakehouse.init()
     yield lakehouse
     lakehouse.close()

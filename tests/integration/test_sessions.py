@@ -21,10 +21,10 @@ from tests.support import Lakehouse, host_tables, insert_events, local_variables
 
 
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
     """Events of one organization, one window taken; the program keeps one session."""
-    host_tables(postgres_url, ("org-a",))
-    house = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path))
+    host_tables(hot_url, ("org-a",))
+    house = Lakehouse(hot_url, local_variables(hot_url, tmp_path))
     with house.hot() as hot:
         insert_events(hot, "org-a", 1, 20)
     house.init()

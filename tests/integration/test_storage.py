@@ -14,7 +14,7 @@ import pytest
 from catalog.objects import ObjectWriter
 from catalog.storage import LakeFileIO, object_writer
 from lakehouse.backfill.run import backfill_table
-from lakehouse.backfill.worker import prepare_process
+from lakehouse.backfill.worker import LIBRARIES
 from lakehouse.embedded.s3 import EmbeddedS3
 from lakehouse.executor import LocalProcesses
 from lakehouse.landing.staging import Stager, Target
@@ -57,17 +57,15 @@ def test_lakes_share_a_client_only_where_nothing_differs(s3: EmbeddedS3) -> None
     assert client("two") is not client("one")
 
 
-def test_a_backfills_process_loads_neither_iceberg_nor_sqlalchemy(
-    postgres_url: str, s3: EmbeddedS3, bucket: str
-) -> None:
-    host_tables(postgres_url, ("org-a", "org-b"))
-    house = Lakehouse(postgres_url, s3_variables(postgres_url, s3, bucket))
+def test_a_backfills_process_loads_neither_iceberg_nor_sqlalchemy(hot_url: str, s3: EmbeddedS3, bucket: str) -> None:
+    host_tables(hot_url, ("org-a", "org-b"))
+    house = Lakehouse(hot_url, s3_variables(hot_url, s3, bucket))
     try:
         with house.hot() as hot:
             insert_events(hot, "org-a", 1, 3000)
             insert_events(hot, "org-b", 1, 10)
         house.init()
-        with LocalProcesses(1, prepare=prepare_process) as executor:
+        with LocalProcesses(1, libraries=LIBRARIES) as executor:
             result = backfill_table(house.app, house.app.contract("events"), executor)
             assert not result.errors and result.rows == {"org-a": 3000, "org-b": 10}
             # Not a function of this module: it would bring along what is imported here.

@@ -45,9 +45,9 @@ def ops(house: Lakehouse, key: str, organization: str = "org-a") -> list[str]:
 
 
 @pytest.fixture
-def raw_house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    host_tables(postgres_url)
-    lakehouse = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path))
+def raw_house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+    host_tables(hot_url)
+    lakehouse = Lakehouse(hot_url, local_variables(hot_url, tmp_path))
     lakehouse.init()
     yield lakehouse
     lakehouse.close()

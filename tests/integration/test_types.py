@@ -144,12 +144,12 @@ def contract() -> dict[str, Any]:
 
 
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    host_tables(postgres_url, ("org-a",))
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+    host_tables(hot_url, ("org-a",))
     folder = tmp_path / "contracts" / "odd"
     folder.mkdir(parents=True)
     (folder / "v1.json").write_text(json.dumps(contract()))
-    house = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path))
+    house = Lakehouse(hot_url, local_variables(hot_url, tmp_path))
     house.reopen(CONTRACTS=json.dumps(["builtin", str(folder.parent)]))
     columns = ", ".join(f"{name} {source}" for name, (_, source, _) in COLUMNS.items())
     with house.hot() as hot:

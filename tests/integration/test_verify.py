@@ -15,9 +15,9 @@ from tests.support import Lakehouse, host_tables, insert_events, s3_variables
 
 
 @pytest.fixture
-def house(postgres_url: str, s3: Any, bucket: str) -> Iterator[Lakehouse]:
-    host_tables(postgres_url)
-    lakehouse = Lakehouse(postgres_url, s3_variables(postgres_url, s3, bucket))
+def house(hot_url: str, s3: Any, bucket: str) -> Iterator[Lakehouse]:
+    host_tables(hot_url)
+    lakehouse = Lakehouse(hot_url, s3_variables(hot_url, s3, bucket))
     lakehouse.init()
     with lakehouse.hot() as hot:
         insert_events(hot, "org-a", 1, 40)

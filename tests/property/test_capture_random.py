@@ -45,9 +45,9 @@ METHODS = ("xmin", "trigger", "switching")
 
 
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    host_tables(postgres_url)
-    lakehouse = Lakehouse(postgres_url, local_variables(postgres_url, tmp_path) | VARIABLES)
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+    host_tables(hot_url)
+    lakehouse = Lakehouse(hot_url, local_variables(hot_url, tmp_path) | VARIABLES)
     lakehouse.init()
     yield lakehouse
     lakehouse.close()
