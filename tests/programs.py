@@ -71,10 +71,8 @@ def _run(arguments: Sequence[str], environment: Mapping[str, str], out: Any, err
     try:
         main()
     finally:
-        # As an interpreter that ends does, and a fork does not.
-        for thread in threading.enumerate():
-            if thread is not threading.current_thread() and not thread.daemon:
-                thread.join()
+        # As an interpreter that ends does, and a fork does not: pools' threads are told to end, and are waited for.
+        threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
 
 

@@ -1,8 +1,9 @@
 """The `lakehouse` program with its steps watched: `python -c "from tests.bench.profiled import main; main()" …`.
 
 Every process of it writes what it spent to the folder that `BENCH_STEPS` names: this one when it ends, the ones that
-read ranges after every range. Watching costs a few microseconds a step, so the figures of a profile are for comparing
-steps with each other; what is compared with goals is measured without.
+read ranges after every range. What those load before they are forked is in no profile. Watching costs a few
+microseconds a step, so the figures of a profile are for comparing steps with each other; what is compared with goals
+is measured without.
 """
 
 from __future__ import annotations
@@ -24,16 +25,6 @@ def _watch() -> watched.Steps:
     return _steps
 
 
-def prepare_process() -> None:
-    """In place of the program's own: what is loaded beforehand is a step."""
-    steps = _watch()
-    from lakehouse.backfill import worker
-
-    with steps.step(watched.IMPORTS):
-        worker.prepare_process()
-    steps.write(watched.folder() / f"{os.getpid()}.json")
-
-
 def read_range(task: Any) -> Any:
     """In place of the program's own."""
     steps = _watch()
@@ -48,11 +39,11 @@ def read_range(task: Any) -> Any:
 def main() -> None:
     """Entry point."""
     steps = _watch()
-    from lakehouse.backfill import run, worker
+    from lakehouse.backfill import run
     from lakehouse.cli import main as program
 
-    # Functions of this module, so that the processes that unpickle them find them here.
-    run.read_range, worker.prepare_process = read_range, prepare_process
+    # A function of this module, so that the processes that unpickle it find it here.
+    run.read_range = read_range
     try:
         with steps.step(watched.REST):
             program()

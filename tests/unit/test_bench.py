@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import duckdb
 import pytest
 
-from tests.bench import goals, steps
+from tests.bench import goals, measure, steps
 from tests.bench.peers.compare import compare
 
 
@@ -72,3 +73,16 @@ def test_a_goal_is_missed_on_the_wrong_side_of_its_bound_only() -> None:
     assert goals.missed("landings", found) == []
     (judged,) = goals.missed("landings", {"landing": {"ratio": 1.21}})
     assert judged.words() == "≤ 1.2 times the first: **missed**"
+
+
+def test_a_descendant_that_outlives_the_program_is_counted() -> None:
+    # SIGPROF ends it after half a second of work.
+    work = "import signal; signal.setitimer(signal.ITIMER_PROF, 0.5); sum(range(10**10))"
+    started = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {work!r}]); print(1)"
+    done = measure.run([sys.executable, "-ISc", started])
+    assert done.output == "1\n"
+    assert done.processor > 0.4
+    with pytest.raises(RuntimeError, match="exit 3\nbad"):
+        measure.run(["/bin/sh", "-c", "echo bad >&2; exit 3"])
+    with pytest.raises(RuntimeError, match="nosuch"):
+        measure.run(["/nosuch"])
