@@ -27,11 +27,9 @@ from lakehouse.worker.worker import Worker
 from schemas.contract import BUILT_IN
 from schemas.errors import LakehouseError, Retry
 from tests.conformance.places import Replica
-from tests.conformance.test_destinations import Stage, house, more_columns, replica, stage
+from tests.conformance.stage import Stage, more_columns
 from tests.faults.proxy import Fault, PostgresProxy
 from tests.support import insert_events
-
-__all__ = ["house", "replica", "stage"]
 
 
 @pytest.fixture

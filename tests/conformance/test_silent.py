@@ -24,10 +24,7 @@ from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.embedded.s3 import EmbeddedS3
 from schemas.errors import Retry
 from tests.conformance.places import Target, new_target
-from tests.conformance.test_destinations import house
 from tests.support import Lakehouse, insert_events
-
-__all__ = ["house"]
 
 
 @contextmanager

@@ -252,6 +252,20 @@ DELIVERED = (
         f"{SUITE}[POSTGRES_REPLICA-close_releases_whatever_happened]",
     ),
     mutant(
+        "an-emptied-lake-is-begun-anew",
+        "lakehouse/landing/commit.py",
+        "    if stands != expected:",
+        "    if stands is not None and stands != expected:",
+        f"{SUITE}[ICEBERG_S3-a_cleared_target_is_a_gap]",
+    ),
+    mutant(
+        "an-application-is-closed-only-in-name",
+        "lakehouse/app.py",
+        "        self.source.close()\n        with self._lock:",
+        "        with self._lock:",
+        f"{SUITE}[ICEBERG_S3-close_releases_whatever_happened]",
+    ),
+    mutant(
         "a-password-in-a-url-is-repeated",
         "federation/config.py",
         '    if "url" in raw and (fault := _url_fault(raw["url"])):',
