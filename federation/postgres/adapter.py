@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -68,12 +68,17 @@ class PostgresAdapter:
         where: str,
         server: tuple[str, int],
         patience: Patience,
+        never: Callable[[], Set[tuple[str, str]]] = frozenset,
     ) -> None:
-        """`where` names the server in errors, without credentials; `server` is the address that is connected to."""
+        """`where` names the server in errors, without credentials; `server` is the address that is connected to.
+
+        `never`: what it must not be (`identity`), asked at each opening: where an address leads can change.
+        """
         self.config = config
         self.owner = owner
         self._server = server
         self._patience = patience
+        self._never = never
         self._line: Line | None = None
         self.where = f"{where}, schema {config.schema_name}"
         self._url = url
@@ -111,12 +116,7 @@ class PostgresAdapter:
     def identity(self) -> tuple[str, str]:
         """When the server was started, and the database's oid: what tells two databases apart."""
         with self._transaction() as cursor:
-            cursor.execute(
-                "SELECT extract(epoch FROM pg_postmaster_start_time())::text, oid::text "
-                "FROM pg_database WHERE datname = current_database()"
-            )
-            row = cursor.fetchone()
-        return str(row[0]), str(row[1])
+            return _identity(cursor)
 
     def prepare(self, contract: Contract) -> None:
         """See `Adapter.prepare`."""
@@ -356,9 +356,21 @@ class PostgresAdapter:
             self._line = Line(self._server, self._patience)
         line = self._line
         if self._open is None:
+            never = self._never()
             with line.asking():
                 self._open = dbapi.connect(connection_url(self._url, line.port), autocommit=False)
+                with self._open.cursor() as cursor:
+                    found = _identity(cursor)
+                self._open.rollback()
             line.connected()
+            if found in never:
+                self.close()
+                raise DestinationError(
+                    f"{self.where}: the replica is the hot database itself",
+                    "Give it a database of its own, on any server. Nothing was written. Where its address leads to the "
+                    "hot database since it was added, mend that, then `lakehouse deliveries retry`.",
+                    retry=Retry.NEVER,
+                )
         return self._open, line
 
     def _resting(self, rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -515,6 +527,15 @@ class PostgresAdapter:
 
     def _run(self, cursor: Cursor, statement: sql.Composable) -> None:
         cursor.execute(statement.as_string(None))
+
+
+def _identity(cursor: Cursor) -> tuple[str, str]:
+    cursor.execute(
+        "SELECT extract(epoch FROM pg_postmaster_start_time())::text, oid::text "
+        "FROM pg_database WHERE datname = current_database()"
+    )
+    started, oid = cursor.fetchone()
+    return str(started), str(oid)
 
 
 def connection_url(url: str, port: int) -> str:

@@ -267,7 +267,7 @@ def test_a_config_that_is_refused(stage: Stage, config: dict[str, Any], message:
         add(stage, config=config)
 
 
-def add(stage: Stage, **changes: Any) -> None:
+def add(stage: Stage, **changes: Any) -> destinations.Destination:
     given = {
         "organization": "org-a",
         "kind": "POSTGRES_REPLICA",
@@ -278,7 +278,7 @@ def add(stage: Stage, **changes: Any) -> None:
         "table_cadences": {},
         "credentials": stage.place.credentials,
     }
-    destinations.add(stage.house.app, **(given | changes))
+    return destinations.add(stage.house.app, **(given | changes))
 
 
 def test_a_name_that_a_replica_would_cut_is_refused_at_once(stage: Stage) -> None:
@@ -289,7 +289,11 @@ def test_a_name_that_a_replica_would_cut_is_refused_at_once(stage: Stage) -> Non
     for tables in ([], ["*"], [contract["table"]]):
         with pytest.raises(LakehouseError, match="more than 63 bytes"):
             add(stage, tables=tables)
-    add(stage, tables=["events"])
+    made = add(stage, tables=["events"])
+    for tables in (["*"], ["events", contract["table"]], ["events", "*"]):
+        with pytest.raises(LakehouseError, match="more than 63 bytes"):
+            destinations.edit(stage.house.app, made, tables=tables)
+    assert destinations.edit(stage.house.app, made, tables=["findings"]).tables == ["findings"]
 
 
 def test_a_replica_without_a_history_is_filled(stage: Stage, there: psycopg.Connection[Any]) -> None:

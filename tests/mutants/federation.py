@@ -360,9 +360,38 @@ DELIVERED = (
     mutant(
         "names-are-found-too-long-at-delivery",
         "lakehouse/destinations.py",
-        "                    adapter.layout(contract)\n",
-        "                    pass\n",
+        "            Layout(contract, parsed.schema_name, parsed.history)\n",
+        "            pass\n",
         "conformance/test_replica.py::test_a_name_that_a_replica_would_cut_is_refused_at_once",
+    ),
+    mutant(
+        "names-are-looked-at-once-only",
+        "lakehouse/destinations.py",
+        "        _check_names(app, DestinationKind(destination.kind), destination.config, tables)\n",
+        "        pass\n",
+        "conformance/test_replica.py::test_a_name_that_a_replica_would_cut_is_refused_at_once",
+    ),
+    mutant(
+        "a-replica-is-the-hot-database",
+        REPLICA,
+        "            if found in never:",
+        "            if False:",
+        "conformance/test_hot.py::test_the_hot_database_came_to_be_where_it_is",
+        "conformance/test_replica.py::test_targets_that_are_refused",
+    ),
+    mutant(
+        "a-hot-database-that-does-not-answer-is-no-replica",
+        "lakehouse/deliver/targets.py",
+        "        return {(str(row[0]), str(row[1])) for row in rows}\n",
+        "        return set()\n",
+        "conformance/test_hot.py::test_one_that_does_not_answer_is_what_it_was_last",
+    ),
+    mutant(
+        "deliveries-wait-for-the-hot-database",
+        "lakehouse/deliver/targets.py",
+        "    except SourceError:\n",
+        "    except ZeroDivisionError:\n",
+        "conformance/test_hot.py::test_a_hot_database_that_does_not_answer_holds_up_no_delivery",
     ),
 )
 
