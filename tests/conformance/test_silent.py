@@ -115,10 +115,10 @@ def test_a_server_that_works_is_waited_for(house: Lakehouse, postgres_server: Em
     def sleep(seconds: int) -> None:
         adapter = adapter_of(house.app, "org-a", DestinationKind.POSTGRES_REPLICA, {"schema": schema}, target)
         try:
-            with adapter._transaction() as cursor:  # type: ignore[attr-defined]
+            with adapter._session.transaction() as cursor:  # type: ignore[attr-defined]
                 cursor.execute(f"SELECT pg_sleep({seconds})")
                 with pytest.raises(ConnectionRefusedError):
-                    socket.create_connection(("127.0.0.1", adapter._line.port))  # type: ignore[attr-defined]
+                    socket.create_connection(("127.0.0.1", adapter._session._line.port))  # type: ignore[attr-defined]
         finally:
             adapter.close()
 

@@ -8,6 +8,8 @@ from tests.mutants.mutant import mutant
 
 LAYOUT = "federation/postgres/layout.py"
 REPLICA = "federation/postgres/adapter.py"
+SESSION = "federation/postgres/session.py"
+MARKS = "federation/postgres/marks.py"
 FILES = "federation/files/adapter.py"
 SUITE = "conformance/test_destinations.py::test_conformance"
 PROPERTY = "property/test_capture_random.py::test_random_writers_lose_nothing_and_double_nothing[xmin]"
@@ -27,9 +29,9 @@ DELIVERED = (
     mutant(
         "tombstone-physically-deleted",
         REPLICA,
-        "            self._stand(cursor, layout, delivery.upto, delivery.snapshot_id)\n",
+        "            self._marks.stand(cursor, layout, delivery.upto, delivery.snapshot_id)\n",
         "            self._run(cursor, sql.SQL(\"DELETE FROM {} WHERE _op = 'delete'\").format(layout.versions))\n"
-        "            self._stand(cursor, layout, delivery.upto, delivery.snapshot_id)\n",
+        "            self._marks.stand(cursor, layout, delivery.upto, delivery.snapshot_id)\n",
         "conformance/test_replica.py::test_an_older_version_that_comes_late_changes_nothing",
     ),
     mutant(
@@ -55,7 +57,7 @@ DELIVERED = (
     ),
     mutant(
         "unmarked-target",
-        REPLICA,
+        MARKS,
         "            if installation != self.owner.installation or (\n"
         "                organization != self.owner.organization and not self.owner.shared\n"
         "            ):",
@@ -182,8 +184,8 @@ DELIVERED = (
     ),
     mutant(
         "two-fill-one-table",
-        REPLICA,
-        "        if self._filling(cursor, layout, lock=True) != wanted:",
+        MARKS,
+        "        if self.filling(cursor, layout, lock=True) != wanted:",
         "        if False:",
         f"{SUITE}[POSTGRES_REPLICA-who_fills_beside_another_gives_way]",
     ),
@@ -246,9 +248,9 @@ DELIVERED = (
     ),
     mutant(
         "closed-only-in-name",
-        REPLICA,
+        SESSION,
         "                self._open.close()\n            self._open = None",
-        "                PostgresAdapter.kept = [*getattr(PostgresAdapter, 'kept', []), self._open]\n            self._open = None",
+        "                Session.kept = [*getattr(Session, 'kept', []), self._open]\n            self._open = None",
         f"{SUITE}[POSTGRES_REPLICA-close_releases_whatever_happened]",
     ),
     mutant(
@@ -338,7 +340,7 @@ DELIVERED = (
     ),
     mutant(
         "organizations-share-their-sequence",
-        REPLICA,
+        MARKS,
         '"SELECT sequence FROM {} WHERE table_name = $1 AND organization = $2{}"',
         "\"SELECT sequence FROM {} WHERE table_name = $1 AND $2::text <> '' ORDER BY 1 DESC LIMIT 1{}\"",
         "conformance/test_shared.py::test_every_organization_is_in_one_table[POSTGRES_REPLICA]",
@@ -352,7 +354,7 @@ DELIVERED = (
     ),
     mutant(
         "all-organizations-in-ones-own-schema",
-        REPLICA,
+        MARKS,
         "        if not alone:",
         "        if False:",
         "conformance/test_shared.py::test_it_is_nobodys_else[POSTGRES_REPLICA]",
@@ -373,7 +375,7 @@ DELIVERED = (
     ),
     mutant(
         "a-replica-is-the-hot-database",
-        REPLICA,
+        SESSION,
         "            if found in never:",
         "            if False:",
         "conformance/test_hot.py::test_the_hot_database_came_to_be_where_it_is",
