@@ -249,8 +249,11 @@ DELIVERED = (
     mutant(
         "closed-only-in-name",
         SESSION,
-        "                self._open.close()\n            self._open = None",
-        "                Session.kept = [*getattr(Session, 'kept', []), self._open]\n            self._open = None",
+        "        if self._open is not None:\n            with suppress(Error):\n                self._open.close()\n"
+        "            self._open = None\n        if self._line is not None:\n            self._line.close()\n"
+        "            self._line = None\n",
+        "        Session.kept = [*getattr(Session, 'kept', []), self._open, self._line]\n"
+        "        self._open = self._line = None\n        del Error\n",
         f"{SUITE}[POSTGRES_REPLICA-close_releases_whatever_happened]",
     ),
     mutant(
