@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +26,8 @@ class Way:
     """A server that answers to nobody for so long is given up."""
     statement_seconds: float = 6 * 3600.0
     """And one that is there, but says nothing for so long."""
+    never: Callable[[], Set[tuple[str, str]]] = field(default=frozenset, repr=False)
+    """Databases that no replica may be, by `PostgresAdapter.identity`; asked whenever one is connected to."""
 
 
 def open_adapter(
@@ -46,7 +48,7 @@ def open_adapter(
         server = (way.address or parts.hostname or "", parts.port or 5432)
         where = f"replica {parts.hostname}:{server[1]}{parts.path}"
         patience = Patience(way.answer_seconds, way.statement_seconds)
-        return PostgresAdapter(parsed, credentials["url"], owner, where, server, patience)
+        return PostgresAdapter(parsed, credentials["url"], owner, where, server, patience, way.never)
     if isinstance(parsed, FilesConfig):
         from federation.files.adapter import FilesAdapter
         from federation.files.jsonl import JsonlFormat

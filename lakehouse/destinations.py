@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, delete, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from federation.config import COPYING, SHARED, parse_config, parse_credentials, parse_kind
+from federation.config import COPYING, SHARED, PostgresReplicaConfig, parse_config, parse_credentials, parse_kind
 from federation.kinds import DeliveryStatus, DestinationKind, DestinationStatus
 from federation.registry import target_of
 from lakehouse.control.models import (
@@ -261,11 +261,14 @@ def edit(
     With other credentials the target is reached first, as a delivery would.
 
     Raises:
-        LakehouseError: an unknown table, a name or target that is taken, or credentials that do not work.
+        LakehouseError: an unknown table or one that cannot be named there, a name or target that is taken, or
+            credentials that do not work.
     """
     from sqlalchemy.exc import IntegrityError
 
     _check_tables(app, [*(tables or ()), *(table_cadences or ())])
+    if tables is not None:
+        _check_names(app, DestinationKind(destination.kind), destination.config, tables)
     values: dict[str, Any] = {"updated_at": func.now()}
     if name is not None:
         values["name"] = _checked_name(name)
@@ -357,10 +360,10 @@ def check_target(
         LakehouseError: it lies in a lake or is the hot database, is another's, cannot name a table, or does not answer.
     """
     from federation.files.adapter import FilesAdapter
-    from federation.postgres.adapter import PostgresAdapter
     from lakehouse.deliver.targets import adapter_of
 
     target = target_of(kind, config, credentials)
+    _check_names(app, kind, config, tables)
     adapter = adapter_of(app, organization, kind, config, credentials, shared=organization is None)
     try:
         if isinstance(adapter, FilesAdapter):
@@ -373,19 +376,6 @@ def check_target(
                         f"{place} and the lake at {warehouse} lie in one another",
                         "Give it a prefix of its own: maintenance removes from a lake what it does not know.",
                     )
-        elif isinstance(adapter, PostgresAdapter):
-            for contract in app.contracts.values():
-                if contract.table in tables or not set(tables) - {ALL_TABLES}:
-                    adapter.layout(contract)
-            with app.source.catalog() as catalog:
-                row = catalog.execute(
-                    "SELECT extract(epoch FROM pg_postmaster_start_time())::text, oid::text "
-                    "FROM pg_database WHERE datname = current_database()"
-                ).fetchone()
-            if adapter.identity() == row:
-                raise LakehouseError(
-                    "the replica is the hot database itself", "Give it a database of its own, on any server."
-                )
         adapter.check()
     finally:
         adapter.close()
@@ -423,6 +413,18 @@ def _check_tables(app: App, names: Sequence[str]) -> None:
     for name in names:
         if name != ALL_TABLES:
             app.contract(name)
+
+
+def _check_names(app: App, kind: DestinationKind, config: Mapping[str, Any], tables: Sequence[str]) -> None:
+    """Nothing of these tables has a name that PostgreSQL would cut; no table named means all of them."""
+    parsed = parse_config(kind, dict(config))
+    if not isinstance(parsed, PostgresReplicaConfig):
+        return
+    from federation.postgres.layout import Layout
+
+    for contract in app.contracts.values():
+        if contract.table in tables or ALL_TABLES in tables or not tables:
+            Layout(contract, parsed.schema_name, parsed.history)
 
 
 def _set_cadences(connection: Connection, destination: uuid.UUID, cadences: Mapping[str, int | None]) -> None:

@@ -325,3 +325,8 @@ def _short(name: str) -> str:
     if len(name.encode()) <= IDENTIFIER_BYTES:
         return name
     return f"{name[:40]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def quoted(name: str) -> str:
+    """A name as SQL text, for what is looked up by text."""
+    return '"' + name.replace('"', '""') + '"'

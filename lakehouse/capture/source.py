@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from psycopg import sql
 
 from lakehouse.capture.position import SourceIdentity
 from lakehouse.capture.projection import base_type
-from lakehouse.capture.sessions import Sessions
+from lakehouse.capture.sessions import LONGEST_SECONDS, Sessions
 from lakehouse.settings import SourceSettings
 from schemas.contract import Contract
 from schemas.errors import ContractViolation, LakehouseError, Retry
@@ -149,6 +150,7 @@ class Source:
         self.settings = settings
         self._url = settings.url.get_secret_value()
         self._sessions: Sessions | None = None
+        self._known: tuple[float, tuple[str, str]] | None = None
 
     def keep_sessions(self, most: int) -> None:
         """From now on keep so many idle sessions for the next windows, until `close`: for a program that goes on."""
@@ -226,6 +228,23 @@ class Source:
                 yield connection
         except Error as error:
             raise self._refused(error) from error
+
+    def database(self) -> tuple[str, str]:
+        """When its server was started, and the database's oid: what tells two databases apart. As old as a session.
+
+        Raises:
+            SourceError: it does not answer or refuses.
+        """
+        if self._known is None or time.monotonic() - self._known[0] > LONGEST_SECONDS:
+            asked = time.monotonic()
+            with self.catalog() as connection:
+                row = connection.execute(
+                    "SELECT extract(epoch FROM pg_postmaster_start_time())::text, oid::text "
+                    "FROM pg_database WHERE datname = current_database()"
+                ).fetchone()
+            assert row is not None  # noqa: S101 - one is connected to
+            self._known = asked, (str(row[0]), str(row[1]))
+        return self._known[1]
 
     def _bounds(self) -> dict[str, str]:
         return {

@@ -7,8 +7,9 @@ no endpoint.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -66,7 +67,32 @@ def way_to(app: App, organization: str | None, config: Any, credentials: Mapping
             "the replica's url must look like postgresql://user:password@host:5432/database", retry=Retry.NEVER
         )
     address = app.guard.resolve(parts.hostname, parts.port or 5432)[0]
-    return Way(address=address, answer_seconds=deliver.answer_seconds, statement_seconds=deliver.statement_seconds)
+    return Way(
+        address=address,
+        answer_seconds=deliver.answer_seconds,
+        statement_seconds=deliver.statement_seconds,
+        never=functools.partial(hot_databases, app),
+    )
+
+
+def hot_databases(app: App) -> Set[tuple[str, str]]:
+    """The hot database, by `Source.database`: no replica may be that, wherever its address leads by now.
+
+    Deliveries need nothing of the hot database. Where it does not answer they go on, and what it was when the lake was
+    last brought up to date is believed.
+    """
+    from sqlalchemy import select
+
+    from lakehouse.capture.source import SourceError
+    from lakehouse.control.models import Cursor
+
+    try:
+        return {app.source.database()}
+    except SourceError:
+        source = Cursor.position["source"]
+        with app.engine.connect() as connection:
+            rows = connection.execute(select(source["started"].astext, source["database_oid"].astext).distinct()).all()
+        return {(str(row[0]), str(row[1])) for row in rows}
 
 
 def _storage(app: App, organization: str | None, config: FilesConfig, credentials: Mapping[str, str]) -> dict[str, str]:

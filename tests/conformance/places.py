@@ -7,7 +7,7 @@ import json
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 import boto3
@@ -18,6 +18,9 @@ from federation.kinds import DestinationKind
 from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.embedded.s3 import EmbeddedS3
 from tests.faults.proxy import Fault, HttpProxy
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 
 @dataclass(frozen=True)
@@ -243,19 +246,7 @@ class Files:
             self.client.delete_object(Bucket=self.bucket, Key=key)
 
     def deny(self) -> Callable[[], None]:
-        policy = {
-            "Version": "2012-10-17",
-            "Statement": [
-                {
-                    "Effect": "Deny",
-                    "Principal": "*",
-                    "Action": "s3:PutObject",
-                    "Resource": f"arn:aws:s3:::{self.bucket}/exports/*",
-                }
-            ],
-        }
-        self.client.put_bucket_policy(Bucket=self.bucket, Policy=json.dumps(policy))
-        return lambda: self.client.delete_bucket_policy(Bucket=self.bucket)
+        return refuse_writes(self.client, self.bucket, "exports")
 
     def throttle(self) -> Callable[[], None]:
         before = self.config
@@ -268,3 +259,16 @@ class Files:
             proxy.__exit__(None, None, None)
 
         return end
+
+
+def refuse_writes(client: S3Client, bucket: str, prefix: str) -> Callable[[], None]:
+    """Nothing can be written below this prefix any more; returns what ends that."""
+    denied = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:PutObject",
+        "Resource": f"arn:aws:s3:::{bucket}/{prefix}/*",
+    }
+    policy = {"Version": "2012-10-17", "Statement": [denied]}
+    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
+    return lambda: client.delete_bucket_policy(Bucket=bucket)

@@ -8,9 +8,7 @@ from federation.config import COPYING
 from lakehouse import destinations
 from lakehouse.deliver.parity import parity
 from lakehouse.deliver.run import deliver_now, resync
-from tests.conformance.test_destinations import Stage, house, replica, stage
-
-__all__ = ["house", "replica", "stage"]
+from tests.conformance.stage import Stage
 
 TABLE = "siem_deliveries"
 

@@ -19,10 +19,8 @@ from lakehouse.deliver.run import resync
 from lakehouse.duck import connect
 from schemas.errors import Retry
 from tests.conformance.places import Files
-from tests.conformance.test_destinations import Stage, house, more_columns, stage
+from tests.conformance.stage import Stage, more_columns
 from tests.support import ROOT, insert_events
-
-__all__ = ["house", "stage"]
 
 
 @pytest.fixture(params=[DestinationKind.PARQUET_S3, DestinationKind.JSONL_S3], ids=lambda k: k.value)

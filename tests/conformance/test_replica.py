@@ -27,11 +27,9 @@ from lakehouse.worker.worker import Worker
 from schemas.contract import BUILT_IN
 from schemas.errors import LakehouseError, Retry
 from tests.conformance.places import Replica
-from tests.conformance.test_destinations import Stage, house, more_columns, replica, stage
+from tests.conformance.stage import Stage, more_columns
 from tests.faults.proxy import Fault, PostgresProxy
 from tests.support import insert_events
-
-__all__ = ["house", "replica", "stage"]
 
 
 @pytest.fixture
@@ -269,7 +267,7 @@ def test_a_config_that_is_refused(stage: Stage, config: dict[str, Any], message:
         add(stage, config=config)
 
 
-def add(stage: Stage, **changes: Any) -> None:
+def add(stage: Stage, **changes: Any) -> destinations.Destination:
     given = {
         "organization": "org-a",
         "kind": "POSTGRES_REPLICA",
@@ -280,7 +278,7 @@ def add(stage: Stage, **changes: Any) -> None:
         "table_cadences": {},
         "credentials": stage.place.credentials,
     }
-    destinations.add(stage.house.app, **(given | changes))
+    return destinations.add(stage.house.app, **(given | changes))
 
 
 def test_a_name_that_a_replica_would_cut_is_refused_at_once(stage: Stage) -> None:
@@ -291,7 +289,11 @@ def test_a_name_that_a_replica_would_cut_is_refused_at_once(stage: Stage) -> Non
     for tables in ([], ["*"], [contract["table"]]):
         with pytest.raises(LakehouseError, match="more than 63 bytes"):
             add(stage, tables=tables)
-    add(stage, tables=["events"])
+    made = add(stage, tables=["events"])
+    for tables in (["*"], ["events", contract["table"]], ["events", "*"]):
+        with pytest.raises(LakehouseError, match="more than 63 bytes"):
+            destinations.edit(stage.house.app, made, tables=tables)
+    assert destinations.edit(stage.house.app, made, tables=["findings"]).tables == ["findings"]
 
 
 def test_a_replica_without_a_history_is_filled(stage: Stage, there: psycopg.Connection[Any]) -> None:

@@ -21,10 +21,7 @@ from lakehouse.deliver.targets import way_to
 from lakehouse.embedded.s3 import EmbeddedS3
 from schemas.errors import LakehouseError
 from tests.conformance.places import Files, Place, Replica
-from tests.conformance.test_destinations import replica
 from tests.support import Lakehouse, host_tables, insert_events, s3_variables
-
-__all__ = ["replica"]
 
 
 @pytest.fixture

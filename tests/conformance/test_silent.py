@@ -24,10 +24,7 @@ from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.embedded.s3 import EmbeddedS3
 from schemas.errors import Retry
 from tests.conformance.places import Target, new_target
-from tests.conformance.test_destinations import house
 from tests.support import Lakehouse, insert_events
-
-__all__ = ["house"]
 
 
 @contextmanager
@@ -118,10 +115,10 @@ def test_a_server_that_works_is_waited_for(house: Lakehouse, postgres_server: Em
     def sleep(seconds: int) -> None:
         adapter = adapter_of(house.app, "org-a", DestinationKind.POSTGRES_REPLICA, {"schema": schema}, target)
         try:
-            with adapter._transaction() as cursor:  # type: ignore[attr-defined]
+            with adapter._session.transaction() as cursor:  # type: ignore[attr-defined]
                 cursor.execute(f"SELECT pg_sleep({seconds})")
                 with pytest.raises(ConnectionRefusedError):
-                    socket.create_connection(("127.0.0.1", adapter._line.port))  # type: ignore[attr-defined]
+                    socket.create_connection(("127.0.0.1", adapter._session._line.port))  # type: ignore[attr-defined]
         finally:
             adapter.close()
 

@@ -8,6 +8,8 @@ from tests.mutants.mutant import mutant
 
 LAYOUT = "federation/postgres/layout.py"
 REPLICA = "federation/postgres/adapter.py"
+SESSION = "federation/postgres/session.py"
+MARKS = "federation/postgres/marks.py"
 FILES = "federation/files/adapter.py"
 SUITE = "conformance/test_destinations.py::test_conformance"
 PROPERTY = "property/test_capture_random.py::test_random_writers_lose_nothing_and_double_nothing[xmin]"
@@ -27,9 +29,9 @@ DELIVERED = (
     mutant(
         "tombstone-physically-deleted",
         REPLICA,
-        "            self._stand(cursor, layout, delivery.upto, delivery.snapshot_id)\n",
+        "            self._marks.stand(cursor, layout, delivery.upto, delivery.snapshot_id)\n",
         "            self._run(cursor, sql.SQL(\"DELETE FROM {} WHERE _op = 'delete'\").format(layout.versions))\n"
-        "            self._stand(cursor, layout, delivery.upto, delivery.snapshot_id)\n",
+        "            self._marks.stand(cursor, layout, delivery.upto, delivery.snapshot_id)\n",
         "conformance/test_replica.py::test_an_older_version_that_comes_late_changes_nothing",
     ),
     mutant(
@@ -55,7 +57,7 @@ DELIVERED = (
     ),
     mutant(
         "unmarked-target",
-        REPLICA,
+        MARKS,
         "            if installation != self.owner.installation or (\n"
         "                organization != self.owner.organization and not self.owner.shared\n"
         "            ):",
@@ -182,8 +184,8 @@ DELIVERED = (
     ),
     mutant(
         "two-fill-one-table",
-        REPLICA,
-        "        if self._filling(cursor, layout, lock=True) != wanted:",
+        MARKS,
+        "        if self.filling(cursor, layout, lock=True) != wanted:",
         "        if False:",
         f"{SUITE}[POSTGRES_REPLICA-who_fills_beside_another_gives_way]",
     ),
@@ -246,10 +248,27 @@ DELIVERED = (
     ),
     mutant(
         "closed-only-in-name",
-        REPLICA,
-        "                self._open.close()\n            self._open = None",
-        "                PostgresAdapter.kept = [*getattr(PostgresAdapter, 'kept', []), self._open]\n            self._open = None",
+        SESSION,
+        "        if self._open is not None:\n            with suppress(Error):\n                self._open.close()\n"
+        "            self._open = None\n        if self._line is not None:\n            self._line.close()\n"
+        "            self._line = None\n",
+        "        Session.kept = [*getattr(Session, 'kept', []), self._open, self._line]\n"
+        "        self._open = self._line = None\n        del Error\n",
         f"{SUITE}[POSTGRES_REPLICA-close_releases_whatever_happened]",
+    ),
+    mutant(
+        "an-emptied-lake-is-begun-anew",
+        "lakehouse/landing/commit.py",
+        "    if stands != expected:",
+        "    if stands is not None and stands != expected:",
+        f"{SUITE}[ICEBERG_S3-a_cleared_target_is_a_gap]",
+    ),
+    mutant(
+        "an-application-is-closed-only-in-name",
+        "lakehouse/app.py",
+        "        self.source.close()\n        with self._lock:",
+        "        with self._lock:",
+        f"{SUITE}[ICEBERG_S3-close_releases_whatever_happened]",
     ),
     mutant(
         "a-password-in-a-url-is-repeated",
@@ -324,7 +343,7 @@ DELIVERED = (
     ),
     mutant(
         "organizations-share-their-sequence",
-        REPLICA,
+        MARKS,
         '"SELECT sequence FROM {} WHERE table_name = $1 AND organization = $2{}"',
         "\"SELECT sequence FROM {} WHERE table_name = $1 AND $2::text <> '' ORDER BY 1 DESC LIMIT 1{}\"",
         "conformance/test_shared.py::test_every_organization_is_in_one_table[POSTGRES_REPLICA]",
@@ -338,7 +357,7 @@ DELIVERED = (
     ),
     mutant(
         "all-organizations-in-ones-own-schema",
-        REPLICA,
+        MARKS,
         "        if not alone:",
         "        if False:",
         "conformance/test_shared.py::test_it_is_nobodys_else[POSTGRES_REPLICA]",
@@ -346,9 +365,38 @@ DELIVERED = (
     mutant(
         "names-are-found-too-long-at-delivery",
         "lakehouse/destinations.py",
-        "                    adapter.layout(contract)\n",
-        "                    pass\n",
+        "            Layout(contract, parsed.schema_name, parsed.history)\n",
+        "            pass\n",
         "conformance/test_replica.py::test_a_name_that_a_replica_would_cut_is_refused_at_once",
+    ),
+    mutant(
+        "names-are-looked-at-once-only",
+        "lakehouse/destinations.py",
+        "        _check_names(app, DestinationKind(destination.kind), destination.config, tables)\n",
+        "        pass\n",
+        "conformance/test_replica.py::test_a_name_that_a_replica_would_cut_is_refused_at_once",
+    ),
+    mutant(
+        "a-replica-is-the-hot-database",
+        SESSION,
+        "            if found in never:",
+        "            if False:",
+        "conformance/test_hot.py::test_the_hot_database_came_to_be_where_it_is",
+        "conformance/test_replica.py::test_targets_that_are_refused",
+    ),
+    mutant(
+        "a-hot-database-that-does-not-answer-is-no-replica",
+        "lakehouse/deliver/targets.py",
+        "        return {(str(row[0]), str(row[1])) for row in rows}\n",
+        "        return set()\n",
+        "conformance/test_hot.py::test_one_that_does_not_answer_is_what_it_was_last",
+    ),
+    mutant(
+        "deliveries-wait-for-the-hot-database",
+        "lakehouse/deliver/targets.py",
+        "    except SourceError:\n",
+        "    except ZeroDivisionError:\n",
+        "conformance/test_hot.py::test_a_hot_database_that_does_not_answer_holds_up_no_delivery",
     ),
 )
 

@@ -1,0 +1,162 @@
+"""Whose a schema is, how far its tables are, and how far each is filled anew: rows beside what they speak of.
+
+Read and written in the transaction of what they say, so they are never ahead of it nor behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from psycopg import sql
+
+from federation.postgres.layout import FILLINGS, MARKS, SHARED_MARKS, Layout, create_fillings, quoted
+from federation.protocol import Filling, FillingTakenError, ForeignTargetError, Owner
+
+if TYPE_CHECKING:
+    from adbc_driver_postgresql.dbapi import Cursor
+
+    from schemas.contract import Contract
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The marks of one schema. `where` names it in errors."""
+
+    schema: str
+    owner: Owner
+    where: str
+
+    def check_owner(self, cursor: Cursor) -> bool:
+        """True where the schema has marks, and they are ours; False where it has none.
+
+        Raises:
+            ForeignTargetError: they are another's.
+        """
+        names = [f"{quoted(self.schema)}.{quoted(marks)}" for marks in (MARKS, SHARED_MARKS)]
+        ours, others = reversed(names) if self.owner.shared else names
+        cursor.execute("SELECT to_regclass($1) IS NULL, to_regclass($2) IS NULL", (ours, others))
+        none, alone = cursor.fetchone()
+        if not alone:
+            raise ForeignTargetError(
+                f"{self.where}: is {'one organization' if self.owner.shared else 'all organizations'}'s",
+                "Give each its own schema. Nothing was written.",
+            )
+        if none:
+            return False
+        cursor.execute(f"SELECT DISTINCT installation, organization FROM {ours}")
+        for installation, organization in cursor.fetchall():
+            if installation != self.owner.installation or (
+                organization != self.owner.organization and not self.owner.shared
+            ):
+                raise ForeignTargetError(
+                    f"{self.where}: belongs to organization {organization} of installation {installation}",
+                    "Give each organization a schema of its own. Nothing was written.",
+                )
+        return True
+
+    def refuse_strangers(self, cursor: Cursor, layout: Layout) -> None:
+        """Nothing of these names is there: no mark of ours says that we made it.
+
+        Raises:
+            ForeignTargetError: something is.
+        """
+        names = [
+            layout.versions_name,
+            layout.contract.table,
+            *([f"{layout.contract.table}_history"] if layout.history else []),
+        ]
+        for name in names:
+            cursor.execute("SELECT to_regclass($1) IS NULL", (f"{quoted(layout.schema)}.{quoted(name)}",))
+            if cursor.fetchone() != (True,):
+                raise ForeignTargetError(
+                    f"{self.where}: {name} is there already and bears no mark of ours",
+                    "Choose another schema, or remove it. Nothing was written.",
+                )
+
+    def contracts(self, cursor: Cursor, layout: Layout) -> dict[str, str]:
+        """By organization: the version of the contract that a table was made by; none where nobody made it."""
+        query = sql.SQL("SELECT contract, organization FROM {} WHERE table_name = $1").format(layout.marks)
+        cursor.execute(query.as_string(None), (layout.contract.table,))
+        return {organization: version for version, organization in cursor.fetchall()}
+
+    def set_contract(self, cursor: Cursor, layout: Layout) -> None:
+        """The table is as its contract says, and is ours."""
+        statement = sql.SQL(
+            "INSERT INTO {} (table_name, installation, organization, contract) VALUES ($1, $2, $3, $4) "
+            "ON CONFLICT ({}) DO UPDATE SET contract = excluded.contract"
+        ).format(layout.marks, sql.SQL("table_name, organization" if self.owner.shared else "table_name"))
+        contract = layout.contract
+        values = (contract.table, self.owner.installation, self.owner.organization, contract.version)
+        cursor.execute(statement.as_string(None), values)
+
+    def standing(self, cursor: Cursor, layout: Layout, *, lock: bool) -> int | None:
+        """The `_sequence` that the table is complete to; None where it has no mark."""
+        query = sql.SQL("SELECT sequence FROM {} WHERE table_name = $1 AND organization = $2{}").format(
+            layout.marks, sql.SQL(" FOR UPDATE" if lock else "")
+        )
+        cursor.execute(query.as_string(None), (layout.contract.table, self.owner.organization))
+        row = cursor.fetchone()
+        return int(row[0]) if row is not None else None
+
+    def stand(self, cursor: Cursor, layout: Layout, sequence: int, snapshot_id: int) -> None:
+        """The table is complete to this `_sequence`; the batch is done with."""
+        statement = sql.SQL(
+            "UPDATE {} SET sequence = $2, snapshot_id = $3, delivered_at = clock_timestamp() "
+            "WHERE table_name = $1 AND organization = $4"
+        ).format(layout.marks)
+        values = (layout.contract.table, sequence, snapshot_id, self.owner.organization)
+        cursor.execute(statement.as_string(None), values)
+
+    def filling(self, cursor: Cursor, layout: Layout, *, lock: bool = False) -> Filling | None:
+        """How far the table is filled anew; None where that cannot be gone on with."""
+        schema = quoted(layout.schema)
+        names = (f"{schema}.{quoted(FILLINGS)}", layout.filling_table.as_string(None))
+        cursor.execute("SELECT to_regclass($1) IS NULL OR to_regclass($2) IS NULL", names)
+        if cursor.fetchone() == (True,):
+            return None
+        query = sql.SQL("SELECT filling::text FROM {} WHERE table_name = $1 AND organization = $2{}").format(
+            layout.fillings, sql.SQL(" FOR UPDATE" if lock else "")
+        )
+        cursor.execute(query.as_string(None), (layout.contract.table, self.owner.organization))
+        row = cursor.fetchone()
+        found = json.loads(row[0]) if row is not None else {}
+        return Filling(**found | {"reached": tuple(found["reached"])}) if found else None
+
+    def hold_filling(self, cursor: Cursor, layout: Layout, wanted: Filling) -> None:
+        """Lock it for this transaction, if it is still where it is thought to be.
+
+        Raises:
+            FillingTakenError: it is not.
+        """
+        if self.filling(cursor, layout, lock=True) != wanted:
+            raise FillingTakenError(
+                f"{self.where}: {layout.contract.table} is filled by somebody else too", "It goes on there."
+            )
+
+    def begin_filling(self, cursor: Cursor, layout: Layout) -> None:
+        """From now on what was filled before is forgotten; nothing is known of the new one yet."""
+        cursor.execute(create_fillings(layout.schema).as_string(None))
+        statement = sql.SQL(
+            "INSERT INTO {} (table_name, organization, filling) VALUES ($1, $2, '{{}}') "
+            "ON CONFLICT (table_name, organization) DO UPDATE SET begun_at = clock_timestamp()"
+        ).format(layout.fillings)
+        cursor.execute(statement.as_string(None), self._key(layout.contract))
+
+    def note_filling(self, cursor: Cursor, layout: Layout, reached: Filling) -> None:
+        """It is so far."""
+        statement = sql.SQL(
+            "UPDATE {} SET filling = $3::text::jsonb WHERE table_name = $1 AND organization = $2"
+        ).format(layout.fillings)
+        values = (*self._key(layout.contract), json.dumps(dataclasses.asdict(reached)))
+        cursor.execute(statement.as_string(None), values)
+
+    def end_filling(self, cursor: Cursor, layout: Layout) -> None:
+        """What it took is shown."""
+        statement = sql.SQL("DELETE FROM {} WHERE table_name = $1 AND organization = $2").format(layout.fillings)
+        cursor.execute(statement.as_string(None), self._key(layout.contract))
+
+    def _key(self, contract: Contract) -> tuple[str, str]:
+        return contract.table, self.owner.organization
