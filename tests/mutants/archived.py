@@ -16,8 +16,8 @@ MUTANTS = (
     mutant(
         "archived-is-deleted",
         HELD,
-        "        if found:\n            history",
-        "        if found and not organization:\n            history",
+        "        if found:\n            since",
+        "        if found and not organization:\n            since",
         f"{ARCHIVED}::test_an_archived_row_stays_the_latest_state[xmin]",
     ),
     mutant(
