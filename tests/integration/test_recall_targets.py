@@ -17,6 +17,7 @@ from lakehouse.archive.installation import SCHEMA
 from lakehouse.archive.records import content_digest
 from lakehouse.cli.program import app as program
 from lakehouse.maintenance.archive import keep_archive
+from lakehouse.recall import files
 from lakehouse.recall.request import RecallError
 from lakehouse.recall.run import recalls, remove_recall
 from schemas.canonical import postgres_hash
@@ -227,6 +228,26 @@ def test_nothing_is_replaced_and_nothing_is_left_half_done(house: Lakehouse, tmp
     assert sorted(p.name for p in out.iterdir()) == ["a.csv", "b.csv.manifest.json"]
     assert {p.read_text() for p in out.iterdir()} == {"mine"}
     assert [r.state for r in recalls(house.app)] == ["failed"] * 4
+
+
+def test_a_file_that_did_not_get_its_name_failed(
+    house: Lakehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows are on record before anybody can see them, and that they were not handed out after."""
+    landed(house)
+    write = files.write
+
+    def somebody_else_is_first(*arguments: Any) -> files.Written:
+        (tmp_path / "a.csv").write_text("mine")
+        return write(*arguments)
+
+    monkeypatch.setattr(files, "write", somebody_else_is_first)
+    with pytest.raises(RecallError, match="is there already"):
+        bring(house, where="true", target="csv", output=tmp_path / "a.csv")
+    (found,) = recalls(house.app)
+    assert (found.state, found.row_count) == ("failed", 3)
+    assert [line[1] for line in audit(house)] == ["recall", "recalled", "recall failed"]
+    assert (tmp_path / "a.csv").read_text() == "mine"
 
 
 @pytest.fixture

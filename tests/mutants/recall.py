@@ -86,6 +86,15 @@ MUTANTS = (
         f"{TARGETS}::test_who_asked_for_what_is_written_down_before_and_after",
     ),
     mutant(
+        "handed-out-before-it-is-on-record",
+        "lakehouse/recall/run.py",
+        '            self._finish(done)\n            failpoint("recall.recorded")\n'
+        "            place.publish(files.manifest_text(self._manifest(done)))\n",
+        '            failpoint("recall.recorded")\n'
+        "            place.publish(files.manifest_text(self._manifest(done)))\n            self._finish(done)\n",
+        "crash/test_kill_recall.py::test_killed_before_its_file_is_seen",
+    ),
+    mutant(
         "an-end-of-life-past-a-hold",
         PLAN,
         "    holds = holds_on(app, organization, contract.table)\n",
