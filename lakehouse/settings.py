@@ -268,7 +268,7 @@ class ArchiveSettings(_Section):
     every_seconds: Annotated[float, Field(gt=0)] = 3600
     receipt_kinds: Annotated[tuple[DestinationKind, ...], Field(min_length=1)] = (DestinationKind.ICEBERG_S3,)
     audit_years: Annotated[int, Field(ge=1)] = 7
-    recall_days: Annotated[float, Field(gt=0)] = 30
+    recall_days: Annotated[float, Field(gt=0, le=36_500)] = 30
     signing_key_file: Path | None = None
     tombstone_keys: dict[str, SecretStr] = {}
     tombstone_key_version: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,32}$")] = "t1"

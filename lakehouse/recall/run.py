@@ -142,7 +142,7 @@ class _Run:
         self.at = app.clock()
 
     def to_table(self, expires: timedelta | None) -> Recalled:
-        until = self.at + (expires or timedelta(days=self.app.settings.archive.recall_days))
+        until = self.at + (timedelta(days=self.app.settings.archive.recall_days) if expires is None else expires)
         with self._chosen() as chosen:
             with self.connection.transaction():
                 filled = table.fill(self.connection, chosen, self.id, self.at)

@@ -119,6 +119,17 @@ def test_the_hosts_table_has_changed_since(house: Lakehouse) -> None:
             "UPDATE ingested_events SET source = 'x'; ALTER TABLE ingested_events ALTER COLUMN source TYPE varchar(2)",
             "column source of the hot table does not take what the lake holds: value too long",
         ),
+        # A domain whose condition, or whose NOT NULL, the lake's rows do not meet.
+        (
+            "UPDATE ingested_events SET source = 'x'; CREATE DOMAIN word AS varchar(180) CHECK (VALUE <> 'audit'); "
+            "ALTER TABLE ingested_events ALTER COLUMN source TYPE word",
+            "column source of the hot table does not take what the lake holds: value for domain word violates check",
+        ),
+        (
+            "UPDATE ingested_events SET actor = 'x'; CREATE DOMAIN named AS varchar(180) NOT NULL; "
+            "ALTER TABLE ingested_events ALTER COLUMN actor TYPE named",
+            "column actor of the hot table does not take what the lake holds: domain named does not allow null values",
+        ),
         (
             "ALTER TABLE ingested_events ALTER COLUMN created_at TYPE timestamp(0)",
             "row org-a-e1 came out of the hot database with another created_at than the lake holds: nothing was kept",
@@ -128,7 +139,7 @@ def test_the_hosts_table_has_changed_since(house: Lakehouse) -> None:
             "",
         ),
     ],
-    ids=["label", "type", "length", "precision", "wider"],
+    ids=["label", "type", "length", "condition", "null", "precision", "wider"],
 )
 def test_what_the_hot_database_cannot_hold_any_more(house: Lakehouse, change: str, said: str) -> None:
     with house.hot() as hot:
@@ -339,6 +350,8 @@ def test_the_program(house: Lakehouse, tmp_path: Path) -> None:
         ((*of[:-1], "nothing", "--where", "true", "--reason", "r", "--to", "csv"), "no contract for a table 'nothing'"),
         (("recall", "-o", "nobody", "--table", "events", "--where", "true", "--reason", "r", "--to", "csv"),
          "no organization 'nobody'"),
+        ((*of, "--where", "true", "--reason", "r", "--to", "table", "--expires", "99999999d"),
+         "--expires 99999999d: longer than a hundred years"),
         (("recall", "remove", "x"), "'x' is not the id of a recall"),
     ):  # fmt: skip
         refused = CliRunner().invoke(program, arguments, env=house.environment())
