@@ -25,7 +25,7 @@ from lakehouse.archive.durable import Waiver, read_backing
 from lakehouse.archive.export import export_batches, recover_batches
 from lakehouse.archive.gate import Gate, TableRefused
 from lakehouse.archive.holds import restore_from_lake
-from lakehouse.archive.installation import ArchiveError, connect, note
+from lakehouse.archive.installation import ArchiveError, connect, connect_anyway, note
 from lakehouse.archive.plan import Gates, open_gates
 from lakehouse.archive.policy import Policy, PolicyOff, policies
 from lakehouse.archive.proof import Proof, Unproven, prove
@@ -113,26 +113,26 @@ def archive_all(
 ) -> Result:
     """Archive these organizations (by id; default: all that have it enabled) and tables (default: all).
 
-    `dry_run`: prove, and delete nothing; organizations that are named need not have it enabled then. `waiver`: for
-    this run no destination's receipt is asked for.
+    `dry_run`: prove, and delete nothing; organizations that are named need not have it enabled then, nor need the
+    archive be set up or have its keys. `waiver`: for this run no destination's receipt is asked for.
 
     Raises:
-        ArchiveError: never set up, a key is missing, or a named organization has not enabled it.
+        ArchiveError: a key is missing, or a named organization has not enabled it.
         SourceError: the hot database does not answer.
     """
     for name in tables:
         app.contract(name)
     result = Result(dry_run)
-    with connect(app) as connection, archive_source(app) as source:
-        known = policies(connection)
+    with connect_anyway(app) as (connection, installed), archive_source(app) as source:
+        known = policies(connection) if installed else {}
         chosen = _chosen(known, organizations, dry_run=dry_run)
         if not chosen:
             return result
-        sealer = Sealer(app)
+        sealer = None if dry_run else Sealer(app)
         gates = open_gates(connection, app.contracts.values())
         settings = app.settings.archive
         throttle = Throttle(settings.rows_per_second, settings.replica_lag_seconds, should_stop, app.events.emit)
-        run = _Run(app, connection, source, gates, sealer, throttle, result, should_stop, dry_run, waiver)
+        run = _Run(app, connection, installed, source, gates, sealer, throttle, result, should_stop, waiver)
         for organization in chosen:
             if should_stop():
                 break
@@ -191,14 +191,19 @@ class _Opened:
 class _Run:
     app: App
     connection: psycopg.Connection[Any]
+    installed: bool
     source: Source
     gates: Gates
-    sealer: Sealer
+    sealer: Sealer | None
+    """None: a dry run, which seals nothing and deletes nothing."""
     throttle: Throttle
     result: Result
     should_stop: Callable[[], bool]
-    dry_run: bool
     waiver: Waiver | None
+
+    @property
+    def dry_run(self) -> bool:
+        return self.sealer is None
 
     def organization(self, organization: str, policy: Policy | None, tables: Sequence[str]) -> None:
         """One organization; what is understood and goes wrong is in the result."""
@@ -263,7 +268,7 @@ class _Run:
         settings = self.app.settings.archive
         # A small slice first, so that its rows leave while the next one, twice as big, is proven.
         most = min(settings.batch_rows, settings.proof_rows)
-        with connect(self.app) as aside, ThreadPoolExecutor(1, thread_name_prefix="proof") as pool:
+        with connect_anyway(self.app) as (aside, _), ThreadPoolExecutor(1, thread_name_prefix="proof") as pool:
 
             def begin(after: Place | None) -> Future[_Opened]:
                 return pool.submit(self._open, aside, organization, gate, waiver, after, most)
@@ -294,7 +299,7 @@ class _Run:
         """Read and prove one slice. In a thread of its own, so with a connection of its own."""
         settings = self.app.settings.archive
         cutoff = read_retention(connection, self.app.settings.source, organization).cutoff
-        found = read_slice(self.source, gate, organization, cutoff, after=after, most=most)
+        found = read_slice(self.source, gate, organization, cutoff, after=after, most=most, installed=self.installed)
         with ExitStack() as stack:
             if not found.rows.num_rows:
                 return _Opened(None, None, stack.pop_all())
@@ -310,15 +315,15 @@ class _Run:
         done.files += proof.files
         done.kept.update(proof.kept)
         done.unproven += proof.unproven[: NAMED - len(done.unproven)]
-        if self.dry_run:
+        if (sealer := self.sealer) is None:
             return
         # What can be computed before rows are locked is computed while the batch before is at work.
-        parts = (Prepared(part, self.sealer) for part in proof.batches(self.app.settings.archive.batch_rows))
+        parts = (Prepared(part, sealer) for part in proof.batches(self.app.settings.archive.batch_rows))
         with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
             following = pool.submit(next, parts, None)
             while (part := following.result()) is not None and not self.should_stop():
                 following = pool.submit(next, parts, None)
-                batch = delete_batch(self.app, self.connection, gate.contract, organization, part, self.sealer)
+                batch = delete_batch(self.app, self.connection, gate.contract, organization, part, sealer)
                 self._count(done, batch)
                 self.throttle.after(self.connection, batch.rows)
 

@@ -80,7 +80,7 @@ def show(
         number=batch,
         from_lake=from_lake,
     )
-    if not found:
+    if not found and (row is not None or batch is not None):
         where = "the lake" if from_lake else "the hot database"
         raise LakehouseError(
             f"{where} has no {'tombstone of that row' if row is not None else 'such receipt'}",

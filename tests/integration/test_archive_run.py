@@ -73,7 +73,7 @@ def test_plan_enable_run_disable(house: Lakehouse) -> None:
         house.backfill(table)
     with house.hot() as hot:
         hot.execute("UPDATE ingested_events SET severity = 'LOW' WHERE id = 'org-a-e28'")
-    # Nothing was ever set up: the plan says what would go, and the run that it is off.
+    # Nothing was ever set up: the plan says what would go.
     assert not any_enabled(house.app)
     plan = house.run_json("archive", "plan", "--organization", "org-a-slug")
     assert not plan["installed"]
@@ -97,7 +97,6 @@ def test_plan_enable_run_disable(house: Lakehouse) -> None:
         "age counts from its landing, which a proof knows: status MUTED": 2,
         "referred to by public.risk_exceptions (finding_id)": 1,
     }
-    assert "never set up" in house.run("archive", "run", check=2).stderr
     house.run("archive", "enable", "--organization", "org-a", "--reason", "90 days", "--by", "Ann Operator")
     assert any_enabled(house.app)
     assert "is not enabled" in house.run("archive", "run", "--organization", "org-b", check=2).stderr
@@ -119,6 +118,29 @@ def test_plan_enable_run_disable(house: Lakehouse) -> None:
         audit = hot.execute("SELECT actor, action, reason FROM lakehouse_archive.audit ORDER BY id").fetchall()
     assert audit[0] == ("Ann Operator", "archive enabled", "90 days")
     assert audit[-1][1:] == ("archive disabled", "a dispute")
+
+
+def test_what_can_be_seen_before_anything_is_set_up(hot_url: str, tmp_path: Path) -> None:
+    """Without a schema, a policy or a key: the dry run proves, what reads shows nothing, and nothing is written."""
+    host_tables(hot_url, ("org-a",))
+    house = Lakehouse(hot_url, local_variables(hot_url, tmp_path))
+    house.init()
+    with house.hot() as hot:
+        for statement in REFERENCES:
+            hot.execute(statement)
+        old_events(hot, "org-a", 1, 3)
+    house.backfill("events")
+    dry = house.run_json("archive", "run", "--organization", "org-a", "--dry-run")
+    assert (of(dry, "org-a", "events")["state"], of(dry, "org-a", "events")["proven"]) == ("done", 3)
+    assert "for nobody" in house.run("archive", "run").stdout
+    assert "is not enabled" in house.run("archive", "run", "--organization", "org-a", check=2).stderr
+    for command in (("audit",), ("receipts", "show"), ("hold", "list"), ("recall", "list")):
+        assert house.run_json(*command) == [], command
+        house.run(*command, "--organization", "org-a")
+    assert "has no such receipt" in house.run("receipts", "show", "--batch", "1", check=2).stderr
+    assert count(house, "ingested_events") == 3
+    assert count(house, "pg_namespace", "nspname = 'lakehouse_archive'") == 0, "it was looked at, and not set up"
+    house.close()
 
 
 def test_enabling_says_what_would_stop_it(house: Lakehouse) -> None:
