@@ -383,6 +383,45 @@ def test_the_archives_own_user_needs_few_rights_and_is_told_which(house: Lakehou
             hot.execute("DROP ROLE archivist")
 
 
+def test_a_table_whose_rows_are_hidden_refuses_what_it_refers_to_and_nothing_else(house: Lakehouse) -> None:
+    """Row-level security: who refers cannot be seen, so nothing goes there; the plan and the other tables go on."""
+    with house.hot() as hot:
+        old_events(hot, "org-a", 1, 5)
+        old_findings(hot, "org-a", 1, 2)
+        for table in ("events", "findings"):
+            house.backfill(table)
+        hot.execute("CREATE ROLE secluded LOGIN PASSWORD 'x'")
+        try:
+            hot.execute("CREATE SCHEMA lakehouse_archive AUTHORIZATION secluded")
+            hot.execute("GRANT SELECT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO secluded")
+            hot.execute("ALTER TABLE agent_proposals ENABLE ROW LEVEL SECURITY")
+            hot.execute("CREATE POLICY everybody ON agent_proposals USING (true)")
+            parts = psycopg.conninfo.conninfo_to_dict(house.hot_url)
+            house.reopen(ARCHIVE__URL=f"postgresql://secluded:x@{parts['host']}:{parts['port']}/{parts['dbname']}")
+            enable(house.app, "org-a", reason="x")
+            plan = house.run_json("archive", "plan", "--organization", "org-a")
+            (refusal,) = of(plan, "org-a", "findings")["refusals"]
+            assert refusal.startswith(
+                "public.agent_proposals (finding_id) refers to it by agent_proposals_finding_id_fkey"
+            )
+            assert "BYPASSRLS" in refusal
+            assert (of(plan, "org-a", "events")["refusals"], of(plan, "org-a", "events")["rows"]) == ([], 5)
+            done = {t.table: t for t in archive_all(house.app, tables=["findings", "events"]).tables}
+            assert (done["findings"].state, done["findings"].detail) == ("refused", refusal)
+            assert (done["events"].state, done["events"].rows) == ("done", 5)
+            # The table itself: nothing of it can be counted, and the plan says why.
+            hot.execute("ALTER TABLE security_findings ENABLE ROW LEVEL SECURITY")
+            plan = house.run_json("archive", "plan", "--organization", "org-a")
+            assert "row-level security hides rows" in of(plan, "org-a", "findings")["refusals"][0]
+            hot.execute("ALTER ROLE secluded BYPASSRLS")
+            (one,) = archive_all(house.app, tables=["findings"]).tables
+            assert (one.state, one.rows) == ("done", 2)
+        finally:
+            house.close()
+            hot.execute("DROP OWNED BY secluded CASCADE")
+            hot.execute("DROP ROLE secluded")
+
+
 def test_standbys_are_waited_for(tmp_path: Path) -> None:
     del tmp_path
     with EmbeddedPostgres() as primary:
