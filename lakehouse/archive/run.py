@@ -27,7 +27,7 @@ from lakehouse.archive.gate import Gate, TableRefused
 from lakehouse.archive.holds import restore_from_lake
 from lakehouse.archive.installation import ArchiveError, connect, connect_anyway, note
 from lakehouse.archive.plan import Gates, open_gates
-from lakehouse.archive.policy import Policy, PolicyOff, policies
+from lakehouse.archive.policy import Policy, PolicyOff, policies, wants
 from lakehouse.archive.proof import Proof, Unproven, prove
 from lakehouse.archive.readiness import not_ready
 from lakehouse.archive.seal import Sealer
@@ -80,6 +80,8 @@ class Result:
     """What a run did."""
 
     dry_run: bool
+    organizations: list[str] = field(default_factory=list)
+    """Those that it was for; none where nobody has archiving enabled."""
     tables: list[TableRun] = field(default_factory=list)
     exported: int = 0
     """Batches that were brought into the lake's own record."""
@@ -126,6 +128,7 @@ def archive_all(
     with connect_anyway(app) as (connection, installed), archive_source(app) as source:
         known = policies(connection) if installed else {}
         chosen = _chosen(known, organizations, dry_run=dry_run)
+        result.organizations = chosen
         if not chosen:
             return result
         sealer = None if dry_run else Sealer(app)
@@ -215,20 +218,28 @@ class _Run:
             # Not knowing every hold, or under which number a batch would come, nothing of it may go.
             self.result.errors[organization] = error
             return
+        for name in tables:
+            if why := self._not_covered(self.app.contract(name), policy):
+                self.result.tables.append(TableRun(organization, name, "off", why))
         for name in self.gates.order:
             if (tables and name not in tables) or self.should_stop():
                 continue
-            contract = self.app.contract(name)
-            if not self._covered(contract, policy):
+            if self._not_covered(self.app.contract(name), policy):
                 continue
             self._table(organization, self.gates.by_table[name], policy)
         if not self.dry_run:
             self._export(organization)
 
-    def _covered(self, contract: Contract, policy: Policy | None) -> bool:
-        if policy is not None and policy.enabled:
-            return policy.covers(contract)
-        return self.dry_run and contract.retention == "applies"
+    def _not_covered(self, contract: Contract, policy: Policy | None) -> str:
+        """Why this run is not for the table, for whoever named it; empty where it is."""
+        if contract.retention == "never":
+            return "this table is never archived: its contract says so"
+        if contract.table not in self.gates.by_table:
+            return "the hot database has no such table"
+        chosen = policy.optional_tables if policy is not None and policy.enabled else ()
+        if not wants(contract, chosen):
+            return f"archived only where it is chosen: `lakehouse archive enable … --optional-table {contract.table}`"
+        return ""
 
     def _table(self, organization: str, gate: Gate, policy: Policy | None) -> None:
         done = TableRun(organization, gate.contract.table)

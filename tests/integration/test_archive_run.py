@@ -227,6 +227,13 @@ def test_cycles_and_optional_tables_are_in_the_plan(house: Lakehouse) -> None:
     assert (events.rows, findings.rows) == (2, 1)
     assert events.kept == {"referred to by public.security_findings (event_id)": 1}
     assert (siem.enabled, siem.rows, siem.kept) == (False, 1, {"in use: status PENDING, PROCESSING, FAILED": 1})
+    # Who names a table that does not go is told why; `off` is no error.
+    named = ("--table", "siem_deliveries", "--table", "assets")
+    for more in ((), ("--dry-run",)):
+        said = house.run("archive", "run", "--organization", "org-a", *named, *more).stdout
+        assert "org-a: siem_deliveries: off: archived only where it is chosen: `lakehouse archive enable … --o" in said
+        assert "org-a: assets: off: this table is never archived: its contract says so" in said
+        assert "for nobody" not in said
     result = archive_all(house.app)
     assert result.well
     assert "siem_deliveries" not in {t.table for t in result.tables}
@@ -234,6 +241,10 @@ def test_cycles_and_optional_tables_are_in_the_plan(house: Lakehouse) -> None:
     result = archive_all(house.app, tables=["siem_deliveries"])
     assert [(t.table, t.rows) for t in result.tables] == [("siem_deliveries", 1)]
     assert count(house, "siem_deliveries") == 1
+    with house.hot() as hot:
+        hot.execute("DROP TABLE siem_deliveries")
+    (gone,) = archive_all(house.app, tables=["siem_deliveries"]).tables
+    assert (gone.state, gone.detail) == ("off", "the hot database has no such table")
 
 
 def test_a_waiver_is_recorded_and_waives_no_proof(house: Lakehouse) -> None:

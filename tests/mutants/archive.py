@@ -207,7 +207,6 @@ MUTANTS = (
             Edit(
                 RUN, "    enabled = [o for o, policy in known.items() if policy.enabled]", "    enabled = list(known)"
             ),
-            Edit(RUN, "        if policy is not None and policy.enabled:", "        if policy is not None:"),
             Edit(POLICY, "return self.enabled and wants(", "return wants("),
         ),
         (f"{RUNS}::test_plan_enable_run_disable",),
