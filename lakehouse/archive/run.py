@@ -25,7 +25,7 @@ from lakehouse.archive.durable import Waiver, read_backing
 from lakehouse.archive.export import export_batches, recover_batches
 from lakehouse.archive.gate import Gate, TableRefused
 from lakehouse.archive.holds import restore_from_lake
-from lakehouse.archive.installation import ArchiveError, connect, connect_anyway, note
+from lakehouse.archive.installation import ArchiveError, connect_anyway, note
 from lakehouse.archive.plan import Gates, open_gates
 from lakehouse.archive.policy import Policy, PolicyOff, policies, wants
 from lakehouse.archive.proof import Proof, Unproven, prove
@@ -116,7 +116,8 @@ def archive_all(
     """Archive these organizations (by id; default: all that have it enabled) and tables (default: all).
 
     `dry_run`: prove, and delete nothing; organizations that are named need not have it enabled then, nor need the
-    archive be set up or have its keys. `waiver`: for this run no destination's receipt is asked for.
+    archive be set up or have its keys. `waiver`: for this run no destination's receipt is asked for; the audit gets a
+    line for each organization once nothing keeps the run from beginning.
 
     Raises:
         ArchiveError: a key is missing, or a named organization has not enabled it.
@@ -133,6 +134,8 @@ def archive_all(
             return result
         sealer = None if dry_run else Sealer(app)
         gates = open_gates(connection, app.contracts.values())
+        if waiver is not None and not dry_run:
+            _note_waiver(connection, waiver, chosen)
         settings = app.settings.archive
         throttle = Throttle(settings.rows_per_second, settings.replica_lag_seconds, should_stop, app.events.emit)
         run = _Run(app, connection, installed, source, gates, sealer, throttle, result, should_stop, waiver)
@@ -143,8 +146,8 @@ def archive_all(
     return result
 
 
-def waive(app: App, organizations: Sequence[str], reason: str, by: str | None = None) -> Waiver:
-    """Somebody's word that this run of these organizations needs no destination's receipt; noted in the audit.
+def waive(organizations: Sequence[str], reason: str, by: str | None = None) -> Waiver:
+    """Somebody's word that a run of these organizations needs no destination's receipt; `archive_all` notes it.
 
     Raises:
         ArchiveError: no reason, or no organization is named.
@@ -155,8 +158,11 @@ def waive(app: App, organizations: Sequence[str], reason: str, by: str | None = 
             "--no-destination needs " + ("a reason" if organizations else "an organization"),
             "Say whose rows may go without a destination's receipt, and why: --organization … --reason …",
         )
-    waiver = Waiver(operator(by), reason, standing=False)
-    with connect(app) as connection, connection.transaction():
+    return Waiver(operator(by), reason, standing=False)
+
+
+def _note_waiver(connection: psycopg.Connection[Any], waiver: Waiver, organizations: Sequence[str]) -> None:
+    with connection.transaction():
         for organization in organizations:
             note(
                 connection,
@@ -164,9 +170,8 @@ def waive(app: App, organizations: Sequence[str], reason: str, by: str | None = 
                 action="destination waived for a run",
                 organization=organization,
                 subject={},
-                reason=reason,
+                reason=waiver.reason,
             )
-    return waiver
 
 
 def _chosen(known: dict[str, Policy], wanted: Sequence[str], *, dry_run: bool) -> list[str]:

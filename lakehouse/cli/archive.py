@@ -197,7 +197,7 @@ def run(
 
     app = open_app()
     wanted = _ids(app, organization)
-    waiver = waive(app, wanted, reason, by) if no_destination and not dry_run else None
+    waiver = waive(wanted, reason, by) if no_destination and not dry_run else None
     if dry_run and no_destination:
         from lakehouse.archive.durable import Waiver
 

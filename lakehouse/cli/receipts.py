@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from lakehouse.archive.faults import Fault
     from lakehouse.archive.receipts import Shown
 
+COLUMNS = (
+    "organization", "batch", "table", "rows", "archived at", "policy", "operator", "destinations", "snapshot",
+)  # fmt: skip
+"""Of `receipts show`; docs/compliance.md shows them."""
+
 receipts_app = typer.Typer(no_args_is_help=True, help="Receipts: signed proof of what left the hot database.")
 
 
@@ -184,17 +189,6 @@ def _shown(one: Shown) -> dict[str, Any]:
 
 
 def _say_batches(found: list[Shown]) -> None:
-    columns = (
-        "organization",
-        "batch",
-        "table",
-        "rows",
-        "archived at",
-        "policy",
-        "operator",
-        "destinations",
-        "snapshot",
-    )
     rows = []
     for one in found:
         receipt = one.receipt
@@ -212,7 +206,7 @@ def _say_batches(found: list[Shown]) -> None:
             else ("no receipt", "", "", "", "")
         )
         rows.append((one.organization, one.number, one.table, one.rows, *what))
-    stdout.print(table("", columns, rows, numbers=("batch", "rows")))
+    stdout.print(table("", COLUMNS, rows, numbers=("batch", "rows")))
 
 
 def _say_row(found: list[Shown]) -> None:

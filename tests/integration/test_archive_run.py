@@ -257,6 +257,11 @@ def test_a_waiver_is_recorded_and_waives_no_proof(house: Lakehouse) -> None:
     (done,) = archive_all(house.app, tables=["events"]).tables
     assert done.kept == {"no destination holds it": 4, "not landed yet": 1}
     assert "needs a reason" in house.run("archive", "run", "-o", "org-a", "--no-destination", check=2).stderr
+    # Where nothing runs, nothing was waived.
+    refused = house.run("archive", "run", "-o", "org-b", "--no-destination", "--reason", "none yet", check=2)
+    assert "is not enabled" in refused.stderr
+    house.run("archive", "run", "-o", "org-a", "--dry-run", "--no-destination", "--reason", "none yet")
+    assert count(house, "lakehouse_archive.audit", "action = 'destination waived for a run'") == 0
     told = house.run_json(
         "archive", "run", "-o", "org-a", "--table", "events", "--no-destination", "--reason", "none yet", "--by", "Ann"
     )
