@@ -85,6 +85,11 @@ def show(
         number=batch,
         from_lake=from_lake,
     )
+    if not found and organization is not None and not from_lake:
+        from lakehouse.archive.holds import find_organization
+
+        # Nothing of an organization that there is, or of one that was misspelt.
+        find_organization(app, organization)
     if not found and (row is not None or batch is not None):
         where = "the lake" if from_lake else "the hot database"
         raise LakehouseError(

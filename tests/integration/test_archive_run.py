@@ -137,6 +137,7 @@ def test_what_can_be_seen_before_anything_is_set_up(hot_url: str, tmp_path: Path
     for command in (("audit",), ("receipts", "show"), ("hold", "list"), ("recall", "list")):
         assert house.run_json(*command) == [], command
         house.run(*command, "--organization", "org-a")
+        assert "no organization 'nobody'" in house.run(*command, "--organization", "nobody", check=2).stderr
     assert "has no such receipt" in house.run("receipts", "show", "--batch", "1", check=2).stderr
     assert count(house, "ingested_events") == 3
     assert count(house, "pg_namespace", "nspname = 'lakehouse_archive'") == 0, "it was looked at, and not set up"
