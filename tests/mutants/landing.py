@@ -35,8 +35,8 @@ MUTANTS = (
     mutant(
         "quarantined-is-deleted",
         "lakehouse/landing/held.py",
-        'WHERE {join}) AND NOT {self._quarantined}"\n        )\n        self._connection.execute(f"CREATE',
-        'WHERE {join})"\n        )\n        self._connection.execute(f"CREATE',
+        'WHERE {join}) AND NOT {self._quarantined}"\n        )\n        history',
+        'WHERE {join})"\n        )\n        history',
         f"{QUARANTINE}::test_the_lake_keeps_the_last_good_version",
     ),
     mutant(
