@@ -294,8 +294,9 @@ def _tombstones(connection: Connection, organization: str, batch: int) -> Iterat
 def recover_batches(app: App, organization: str) -> int:
     """Put back the batches that the lake has and the hot database forgot; returns how many. Idempotent.
 
-    After a restore from an older copy, so that the next batch follows the lake's last one. Their rows are in the hot
-    table again, and land as new versions when everything is compared; their tombstones stay in the lake alone.
+    After a restore from an older copy, so that the next batch follows the lake's last one. Their tombstones stay in
+    the lake alone. Rows that the copy has are in the hot table again, and land as new versions when everything is
+    compared; rows that were written after it are in the lake alone and stay archived, by what `_archive` has of them.
 
     Raises:
         ArchiveError: the database made batches of its own under numbers that the lake has.

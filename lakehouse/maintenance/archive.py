@@ -3,8 +3,8 @@ tombstones that are old enough are pruned.
 
 Invariants: a tombstone is pruned from the hot database only when the audit window is over and the lake's `_archive`
 has its batch, which is asked of the lake itself; pruning goes in the order of batches and never past one that must
-stay, so what is left is everything from some batch on (`lakehouse.archive.archived` relies on it). Batches, with
-their receipts, stay for ever. Killed anywhere, the rest goes next time.
+stay. Batches, with their receipts, stay for ever: capture and `receipts verify` ask the lake about those that have no
+tombstones here. Killed anywhere, the rest goes next time.
 """
 
 from __future__ import annotations
