@@ -17,6 +17,7 @@ from psycopg import sql
 from lakehouse.archive.archive_table import Standing, open_archive, read_standing
 from lakehouse.archive.export import export_all
 from lakehouse.archive.holds import mirror_holds
+from lakehouse.archive.hot_records import audit_cutoff
 from lakehouse.archive.installation import connect_if_installed, table
 from lakehouse.recall.run import expire_recalls
 from schemas.errors import LakehouseError
@@ -49,16 +50,13 @@ def _prune_all(app: App) -> tuple[int, list[LakehouseError]]:
     with connect_if_installed(app) as connection:
         if connection is None:
             return 0, []
-        cutoff = connection.execute(
-            "SELECT %s - make_interval(years => %s)", [app.clock(), app.settings.archive.audit_years]
-        ).fetchone()
-        assert cutoff is not None  # noqa: S101 - the query has no FROM
+        cutoff = audit_cutoff(connection, app)
         organizations = connection.execute(
             sql.SQL("SELECT DISTINCT organization_id FROM {} ORDER BY 1").format(table("batches"))
         ).fetchall()
         for (organization,) in organizations:
             try:
-                pruned = _prune(app, connection, organization, cutoff[0])
+                pruned = _prune(app, connection, organization, cutoff)
             except LakehouseError as error:
                 errors.append(error)
                 continue
