@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lakehouse.landing.cursor import LakeCursor
 
 IN_USE = "in use"
+UNKNOWN = "in an unknown state"
 AHEAD = "not old: a timestamp lies ahead"
 NOT_OLD = "not old"
 AGELESS = "not old: no timestamp tells its age"
@@ -186,6 +187,7 @@ def _count(
         return
     look = _Look(gates, policy, cutoff, installed)
     cases: list[tuple[sql.Composable, str]] = [
+        (age.unknown_state(contract), _states(contract, UNKNOWN)),
         (age.in_use(contract), _states(contract, IN_USE)),
         (sql.SQL("{} > clock_timestamp()").format(age.age(contract)), AHEAD),
         (sql.SQL("{} IS NULL").format(age.age(contract)), AGELESS),
@@ -240,8 +242,10 @@ def _count(
 def _states(contract: Contract, reason: str) -> str:
     if contract.states is None:
         return reason
-    labels = contract.states.never_old if reason == IN_USE else contract.states.old_since_landing
-    return f"{reason}: {contract.states.column} {', '.join(labels)}"
+    states = contract.states
+    if reason == UNKNOWN:
+        return f"{IN_USE}: {states.column} is none of {', '.join(states.known)}, which the contract knows"
+    return f"{reason}: {states.column} {', '.join(states.never_old if reason == IN_USE else states.old_since_landing)}"
 
 
 def _needed(contract: Contract) -> list[str]:

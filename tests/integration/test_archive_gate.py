@@ -17,6 +17,7 @@ from lakehouse.archive import batch, holds
 from lakehouse.archive.age import RetentionRefused
 from lakehouse.archive.gate import TableRefused
 from lakehouse.archive.installation import ArchiveError, lock_organization
+from lakehouse.archive.plan import make_plan
 from lakehouse.archive.policy import PolicyOff
 from lakehouse.archive.records import FIRST_CHAIN, chain_after, content_digest, tombstones_digest
 from lakehouse.archive.seal import PublicKey, read_signing_key, unseal
@@ -86,6 +87,21 @@ def test_old_rows_go_and_leave_a_tombstone_and_a_receipt_that_verifies(house: La
         assert {t.delivered_to for t in mine} == {("ICEBERG_S3 lake",)}
         chain = chain_after(chain, receipt)
         assert link == chain
+
+
+def test_a_state_that_the_contract_does_not_know_is_in_use(house: Lakehouse) -> None:
+    allow(house, "org-a")
+    with house.hot() as hot:
+        old_findings(hot, "org-a", 1, 3)
+        hot.execute("ALTER TYPE \"FindingStatus\" ADD VALUE 'INVESTIGATING'")
+        hot.execute("UPDATE security_findings SET status = 'INVESTIGATING' WHERE id = 'org-a-f2'")
+    house.backfill("findings")
+    (plan,) = make_plan(house.app, ["org-a"], ["findings"]).tables
+    assert plan.rows == 2
+    assert plan.kept == {"in use: status is none of OPEN, RESOLVED, MUTED, which the contract knows": 1}
+    assert any("status may be INVESTIGATING, which the contract does not know" in note for note in plan.notes)
+    assert archive_once(house, "findings", "org-a").rows == 2
+    assert ids(house, "security_findings") == {"f2"}
 
 
 def lake_hashes(house: Lakehouse, table: str, organization: str) -> list[tuple[str, str]]:

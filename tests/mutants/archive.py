@@ -116,6 +116,13 @@ MUTANTS = (
         f"{SUITE}::test_old_rows_go_and_leave_a_tombstone_and_a_receipt_that_verifies",
     ),
     mutant(
+        "what-is-not-known-to-be-in-use-is-not",
+        AGE,
+        "    return _in_none(contract, contract.states.settled, alias)\n",
+        "    return sql.SQL('NOT {}').format(_in_none(contract, contract.states.never_old, alias))\n",
+        f"{SUITE}::test_a_state_that_the_contract_does_not_know_is_in_use",
+    ),
+    mutant(
         "muted-once-is-muted-since",
         AGE,
         '    after = f"coalesce(list_max(list_transform({other}, lambda v: v.s)), -1)"',
