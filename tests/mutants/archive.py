@@ -15,6 +15,7 @@ SUITE = "integration/test_archive_gate.py"
 RUNS = "integration/test_archive_run.py"
 BETWEEN = f"{SUITE}::test_what_happens_between_the_proof_and_the_lock_keeps_the_row"
 STOPS = f"{SUITE}::test_what_changes_between_the_proof_and_the_lock_stops_the_batch"
+REPLICA_KNOWN = "conformance/test_replica.py::test_what_is_known_to_be_cleared_backs_no_archiving"
 
 MUTANTS = (
     mutant(
@@ -186,6 +187,27 @@ MUTANTS = (
         '        self.connection.execute("COMMIT")\n'
         '        self.connection.execute("BEGIN")\n',
         "crash/test_kill_archive.py::test_killed_while_rows_leave",
+    ),
+    mutant(
+        "known-to-differ-and-counted",
+        "lakehouse/archive/durable.py",
+        "      AND NOT EXISTS (SELECT FROM destination_differences x WHERE x.destination_id = d.id\n",
+        "      AND NOT EXISTS (SELECT FROM destination_differences x WHERE x.destination_id = d.id AND false\n",
+        REPLICA_KNOWN,
+    ),
+    mutant(
+        "half-filled-and-counted",
+        "lakehouse/archive/durable.py",
+        "      AND NOT EXISTS (SELECT FROM destination_fillings f WHERE f.destination_id = d.id\n",
+        "      AND NOT EXISTS (SELECT FROM destination_fillings f WHERE f.destination_id = d.id AND false\n",
+        REPLICA_KNOWN,
+    ),
+    mutant(
+        "what-a-comparison-found-is-not-remembered",
+        "lakehouse/deliver/parity.py",
+        "                if result.equal or result.fault is not None:\n",
+        "                if result.equal:\n",
+        REPLICA_KNOWN,
     ),
     mutant(
         "no-receipt-asked-for",
