@@ -59,6 +59,7 @@ NAMES: dict[str, str] = {
     "retention.recorded": "what is about to end is written into the lake's record, nothing has left",
     "retention.committed": "days have left a lake table, the audit does not say so",
     "recall.table_filled": "recalled rows are in their table, nothing is proven or committed",
+    "recall.recorded": "a recall to a file is on record with its rows, the file has no name yet",
     "keys.row_rotated": "one stored credential is written under the new key, others are not",
 }
 """Every failpoint and what holds when it is passed. A name that is not here cannot be armed or passed."""

@@ -55,6 +55,10 @@ def _postgres_url(value: SecretStr) -> SecretStr:
     return value
 
 
+NO_SOURCE = "postgresql://127.0.0.1:1/not-set"
+"""Where no hot database is: of who checks receipts and names none."""
+
+
 class SourceSettings(_Section):
     """The hot database. A host without a table of organizations sets `organizations_table` to nothing."""
 
@@ -78,6 +82,11 @@ class SourceSettings(_Section):
     @classmethod
     def _empty_is_none(cls, value: str | None) -> str | None:
         return value or None
+
+    @property
+    def given(self) -> bool:
+        """Whether the settings name a hot database at all."""
+        return self.url.get_secret_value() != NO_SOURCE
 
     @property
     def address(self) -> str:
@@ -268,7 +277,7 @@ class ArchiveSettings(_Section):
     every_seconds: Annotated[float, Field(gt=0)] = 3600
     receipt_kinds: Annotated[tuple[DestinationKind, ...], Field(min_length=1)] = (DestinationKind.ICEBERG_S3,)
     audit_years: Annotated[int, Field(ge=1)] = 7
-    recall_days: Annotated[float, Field(gt=0)] = 30
+    recall_days: Annotated[float, Field(gt=0, le=36_500)] = 30
     signing_key_file: Path | None = None
     tombstone_keys: dict[str, SecretStr] = {}
     tombstone_key_version: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,32}$")] = "t1"
@@ -365,8 +374,36 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         SettingsError: every fault in one message, each with the variable to set.
     """
+    return _load(Settings, overrides)
+
+
+def load_lake_settings() -> Settings:
+    """The settings of who may have the lake alone, and no hot database (`SourceSettings.given`).
+
+    Raises:
+        SettingsError: see `load_settings`; or without a hot database nothing says where the catalog is.
+    """
+
+    class PerhapsNoSource(SourceSettings):
+        url: SecretStr = SecretStr(NO_SOURCE)
+
+    class LakeOnly(Settings):
+        source: PerhapsNoSource = PerhapsNoSource()
+
+    settings = _load(LakeOnly, {})
+    if not settings.source.given and settings.lake.catalog.uri is None and settings.control.url is None:
+        raise SettingsError(
+            "settings are not valid:\n"
+            "  lake.catalog.uri (LAKEHOUSE_LAKE__CATALOG__URI): is missing, and so is\n"
+            "  source.url (LAKEHOUSE_SOURCE__URL): the hot database has the catalog where nothing else is said",
+            "Say where the lake's catalog is.",
+        )
+    return settings
+
+
+def _load(kind: type[Settings], overrides: dict[str, Any]) -> Settings:
     try:
-        settings = Settings(**overrides)
+        settings = kind(**overrides)
     except ValidationError as error:
         raise SettingsError(
             "settings are not valid:\n" + "\n".join(f"  {_fault(dict(e))}" for e in error.errors(include_input=False)),

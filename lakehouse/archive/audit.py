@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
-from lakehouse.archive.installation import connect, table
+from lakehouse.archive.installation import connect_if_installed, table
 
 if TYPE_CHECKING:
     from lakehouse.app import App
@@ -27,13 +27,14 @@ class Line:
 
 
 def read_audit(app: App, organization: str | None = None) -> list[Line]:
-    """The lines of an organization, or of all, in the order in which they were written.
+    """The lines of an organization, or of all, in the order in which they were written; none before any was.
 
     Raises:
-        ArchiveError: the archive was never set up.
         SourceError: the hot database does not answer.
     """
-    with connect(app) as connection:
+    with connect_if_installed(app) as connection:
+        if connection is None:
+            return []
         rows = connection.execute(
             sql.SQL(
                 "SELECT at, actor, action, organization_id, subject, reason FROM {} "

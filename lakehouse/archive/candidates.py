@@ -68,9 +68,18 @@ def archive_source(app: App) -> Iterator[Source]:
 
 
 def read_slice(
-    source: Source, gate: Gate, organization: str, cutoff: datetime, *, after: Place | None, most: int
+    source: Source,
+    gate: Gate,
+    organization: str,
+    cutoff: datetime,
+    *,
+    after: Place | None,
+    most: int,
+    installed: bool = True,
 ) -> Slice:
     """The next `most` rows that are old, not in use, not held and not referred to by another table's row.
+
+    `installed`: false where the archive was never set up in this database, which then has no holds.
 
     Raises:
         SourceError: the hot database does not answer or refuses.
@@ -83,7 +92,7 @@ def read_slice(
         # how many rows are old: sorting all of them, or reading a referring table whole, would be paid at each slice.
         for way in ("sort", "hashjoin", "mergejoin", "seqscan", "bitmapscan"):
             cursor.execute(f"SET LOCAL enable_{way} = off")
-        query = _query(gate, organization, cutoff, after, most)
+        query = _query(gate, organization, cutoff, after, most, installed=installed)
         batches = list(stream(cursor, query, contract))
         cursor.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text")
         next_xid = int(cursor.fetchone()[0])
@@ -109,7 +118,9 @@ def _typed(rows: pa.Table, contract: Contract) -> pa.Table:
     return rows.append_column(NUMBER, pa.arange(0, rows.num_rows))
 
 
-def _query(gate: Gate, organization: str, cutoff: datetime, after: Place | None, most: int) -> sql.Composed:
+def _query(
+    gate: Gate, organization: str, cutoff: datetime, after: Place | None, most: int, *, installed: bool
+) -> sql.Composed:
     contract = gate.contract
     columns: list[sql.Composable] = [
         sql.SQL("{} AS {}").format(sql.SQL(postgres_key(contract, "t")), sql.Identifier(KEY)),
@@ -131,7 +142,7 @@ def _query(gate: Gate, organization: str, cutoff: datetime, after: Place | None,
         ),
         age.past(contract, cutoff),
         sql.SQL("NOT {}").format(age.in_use(contract)),
-        sql.SQL("NOT {}").format(_plain(held(contract, "t"))),
+        *([sql.SQL("NOT {}").format(_plain(held(contract, "t")))] if installed else []),
         *(sql.SQL("NOT {}").format(r.condition()) for r in gate.others),
     ]
     if contract.event_time is not None:

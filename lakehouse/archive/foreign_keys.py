@@ -36,9 +36,17 @@ class Reference:
     action: str
     own: bool
     """The referring table is the hot table itself."""
-    readable: bool
+    granted: bool
+    """The archive's user may read the referring table …"""
+    secured: bool
+    """… but row-level security would hide rows from it."""
     unindexed: tuple[tuple[str, str], ...]
     """Of the referring table, or of its partitions: (schema, table) without an index that serves the key."""
+
+    @property
+    def readable(self) -> bool:
+        """Whether it can be asked who refers. Sessions let a query fail that row-level security would filter."""
+        return self.granted and not self.secured
 
     @property
     def child(self) -> str:
@@ -58,10 +66,16 @@ class Reference:
     def refusals(self) -> list[str]:
         """Why nothing may be deleted while this key is as it is; empty where it may."""
         found = []
-        if not self.readable:
+        if not self.granted:
             found.append(
                 f"{self.child} refers to it by {self.name}, and there is no right to look: "
                 f"GRANT SELECT ON {_written(self.schema, self.table)}"
+            )
+        elif self.secured:
+            found.append(
+                f"{self.child} refers to it by {self.name}, and row-level security hides rows of it from the archive's "
+                "user, which cannot see who refers then: ALTER ROLE … BYPASSRLS for the user of "
+                "LAKEHOUSE_ARCHIVE__URL; a policy is not enough"
             )
         for schema, table in self.unindexed:
             columns = ", ".join(sql.Identifier(c).as_string(None) for c in self.columns)
@@ -84,10 +98,11 @@ def read_references(connection: psycopg.Connection[Any], hot: HotTable) -> tuple
             target=tuple(target),
             action=ACTIONS.get(action, action),
             own=own,
-            readable=readable,
+            granted=granted,
+            secured=secured,
             unindexed=tuple((s, t) for s, t in unindexed or ()),
         )
-        for name, schema, table, columns, target, action, own, readable, unindexed in rows
+        for name, schema, table, columns, target, action, own, granted, secured, unindexed in rows
     )
 
 
@@ -116,6 +131,7 @@ _REFERENCES = """
            k.confdeltype::text,
            k.conrelid IN (SELECT oid FROM family),
            has_schema_privilege(s.oid, 'USAGE') AND has_table_privilege(k.conrelid, 'SELECT'),
+           row_security_active(k.conrelid),
            (SELECT array_agg(ARRAY[ls.nspname::text, lr.relname::text] ORDER BY lr.relname)
             FROM leaves l JOIN pg_class lr ON lr.oid = l.leaf JOIN pg_namespace ls ON ls.oid = lr.relnamespace
             WHERE l.oid = k.oid AND lr.relkind = 'r' AND NOT EXISTS (

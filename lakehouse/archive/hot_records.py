@@ -130,6 +130,9 @@ def reading(app: App, organization: str, *, wanted: bool) -> Iterator[HotRecords
         if not wanted:
             yield HotRecords(None, organization, "not compared")
             return
+        if app.settings.archive.url is None and not app.settings.source.given:
+            yield HotRecords(None, organization, "not reachable: LAKEHOUSE_SOURCE__URL is not set")
+            return
         try:
             connection = stack.enter_context(connect_if_installed(app))
         except LakehouseError as error:

@@ -159,11 +159,18 @@ def connect(app: App) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
 @contextmanager
 def connect_if_installed(app: App) -> Iterator[psycopg.Connection[tuple[Any, ...]] | None]:
     """As `connect`; None where the archive was never set up in this database."""
+    with connect_anyway(app) as (connection, installed):
+        yield connection if installed else None
+
+
+@contextmanager
+def connect_anyway(app: App) -> Iterator[tuple[psycopg.Connection[tuple[Any, ...]], bool]]:
+    """As `connect`, to look at the host's tables also where the archive was never set up; and whether it was."""
     with _open(app) as connection:
         version = _version(connection)
         if version is not None:
             _check(version)
-        yield connection if version is not None else None
+        yield connection, version is not None
 
 
 def is_installed(connection: psycopg.Connection[Any]) -> bool:

@@ -185,6 +185,8 @@ def _count(
     contract = gate.contract
     if any(contract[name].source not in gate.hot.columns for name in _needed(contract)):
         return
+    if not gate.hot.readable or gate.hot.row_security:
+        return
     look = _Look(gates, policy, cutoff, installed)
     cases: list[tuple[sql.Composable, str]] = [
         (age.unknown_state(contract), _states(contract, UNKNOWN)),

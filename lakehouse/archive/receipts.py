@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from psycopg import sql
 
 from lakehouse.archive.hot_records import HotRecords
-from lakehouse.archive.installation import connect, table
+from lakehouse.archive.installation import connect_if_installed, table
 from lakehouse.archive.recorded import Recorded, lake_alone, open_recorded
 from lakehouse.archive.records import Receipt, Tombstone
 from lakehouse.archive.seal import ReceiptError, read_unverified
@@ -46,7 +46,6 @@ def find_receipts(
     `organization`: None for all of the hot database's. `row_key`: the row's key text, with its tombstones.
 
     Raises:
-        ArchiveError: the archive was never set up, or the lake is asked without an organization.
         LakehouseError: database or lake do not answer.
     """
     if from_lake:
@@ -64,7 +63,9 @@ def find_receipts(
 
 
 def _of_database(app: App, organization: str | None, table_name: str | None, row_key: str | None) -> Iterator[Shown]:
-    with connect(app) as connection:
+    with connect_if_installed(app) as connection:
+        if connection is None:
+            return
         wanted = [organization] if organization is not None else [
             row[0]
             for row in connection.execute(

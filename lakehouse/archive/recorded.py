@@ -196,6 +196,9 @@ def lake_alone(app: App, organization: str) -> tuple[Lake, LakehouseError | None
 
     from lakehouse.control.database import ControlError, control_broke_off
 
+    if app.settings.control.url is None and not app.settings.source.given:
+        unknown = ControlError("LAKEHOUSE_CONTROL__URL is not set, so nobody says who has a lake of its own")
+        return Lake(app.catalog, app.address, organization, app.settings.installation), unknown
     try:
         return app.lake(organization), None
     except (ControlError, SQLAlchemyError) as error:

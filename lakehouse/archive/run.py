@@ -25,9 +25,9 @@ from lakehouse.archive.durable import Waiver, read_backing
 from lakehouse.archive.export import export_batches, recover_batches
 from lakehouse.archive.gate import Gate, TableRefused
 from lakehouse.archive.holds import restore_from_lake
-from lakehouse.archive.installation import ArchiveError, connect, note
+from lakehouse.archive.installation import ArchiveError, connect_anyway, note
 from lakehouse.archive.plan import Gates, open_gates
-from lakehouse.archive.policy import Policy, PolicyOff, policies
+from lakehouse.archive.policy import Policy, PolicyOff, policies, wants
 from lakehouse.archive.proof import Proof, Unproven, prove
 from lakehouse.archive.readiness import not_ready
 from lakehouse.archive.seal import Sealer
@@ -80,6 +80,8 @@ class Result:
     """What a run did."""
 
     dry_run: bool
+    organizations: list[str] = field(default_factory=list)
+    """Those that it was for; none where nobody has archiving enabled."""
     tables: list[TableRun] = field(default_factory=list)
     exported: int = 0
     """Batches that were brought into the lake's own record."""
@@ -113,26 +115,30 @@ def archive_all(
 ) -> Result:
     """Archive these organizations (by id; default: all that have it enabled) and tables (default: all).
 
-    `dry_run`: prove, and delete nothing; organizations that are named need not have it enabled then. `waiver`: for
-    this run no destination's receipt is asked for.
+    `dry_run`: prove, and delete nothing; organizations that are named need not have it enabled then, nor need the
+    archive be set up or have its keys. `waiver`: for this run no destination's receipt is asked for; the audit gets a
+    line for each organization once nothing keeps the run from beginning.
 
     Raises:
-        ArchiveError: never set up, a key is missing, or a named organization has not enabled it.
+        ArchiveError: a key is missing, or a named organization has not enabled it.
         SourceError: the hot database does not answer.
     """
     for name in tables:
         app.contract(name)
     result = Result(dry_run)
-    with connect(app) as connection, archive_source(app) as source:
-        known = policies(connection)
+    with connect_anyway(app) as (connection, installed), archive_source(app) as source:
+        known = policies(connection) if installed else {}
         chosen = _chosen(known, organizations, dry_run=dry_run)
+        result.organizations = chosen
         if not chosen:
             return result
-        sealer = Sealer(app)
+        sealer = None if dry_run else Sealer(app)
         gates = open_gates(connection, app.contracts.values())
+        if waiver is not None and not dry_run:
+            _note_waiver(connection, waiver, chosen)
         settings = app.settings.archive
         throttle = Throttle(settings.rows_per_second, settings.replica_lag_seconds, should_stop, app.events.emit)
-        run = _Run(app, connection, source, gates, sealer, throttle, result, should_stop, dry_run, waiver)
+        run = _Run(app, connection, installed, source, gates, sealer, throttle, result, should_stop, waiver)
         for organization in chosen:
             if should_stop():
                 break
@@ -140,8 +146,8 @@ def archive_all(
     return result
 
 
-def waive(app: App, organizations: Sequence[str], reason: str, by: str | None = None) -> Waiver:
-    """Somebody's word that this run of these organizations needs no destination's receipt; noted in the audit.
+def waive(organizations: Sequence[str], reason: str, by: str | None = None) -> Waiver:
+    """Somebody's word that a run of these organizations needs no destination's receipt; `archive_all` notes it.
 
     Raises:
         ArchiveError: no reason, or no organization is named.
@@ -152,8 +158,11 @@ def waive(app: App, organizations: Sequence[str], reason: str, by: str | None = 
             "--no-destination needs " + ("a reason" if organizations else "an organization"),
             "Say whose rows may go without a destination's receipt, and why: --organization … --reason …",
         )
-    waiver = Waiver(operator(by), reason, standing=False)
-    with connect(app) as connection, connection.transaction():
+    return Waiver(operator(by), reason, standing=False)
+
+
+def _note_waiver(connection: psycopg.Connection[Any], waiver: Waiver, organizations: Sequence[str]) -> None:
+    with connection.transaction():
         for organization in organizations:
             note(
                 connection,
@@ -161,9 +170,8 @@ def waive(app: App, organizations: Sequence[str], reason: str, by: str | None = 
                 action="destination waived for a run",
                 organization=organization,
                 subject={},
-                reason=reason,
+                reason=waiver.reason,
             )
-    return waiver
 
 
 def _chosen(known: dict[str, Policy], wanted: Sequence[str], *, dry_run: bool) -> list[str]:
@@ -191,14 +199,19 @@ class _Opened:
 class _Run:
     app: App
     connection: psycopg.Connection[Any]
+    installed: bool
     source: Source
     gates: Gates
-    sealer: Sealer
+    sealer: Sealer | None
+    """None: a dry run, which seals nothing and deletes nothing."""
     throttle: Throttle
     result: Result
     should_stop: Callable[[], bool]
-    dry_run: bool
     waiver: Waiver | None
+
+    @property
+    def dry_run(self) -> bool:
+        return self.sealer is None
 
     def organization(self, organization: str, policy: Policy | None, tables: Sequence[str]) -> None:
         """One organization; what is understood and goes wrong is in the result."""
@@ -210,20 +223,28 @@ class _Run:
             # Not knowing every hold, or under which number a batch would come, nothing of it may go.
             self.result.errors[organization] = error
             return
+        for name in tables:
+            if why := self._not_covered(self.app.contract(name), policy):
+                self.result.tables.append(TableRun(organization, name, "off", why))
         for name in self.gates.order:
             if (tables and name not in tables) or self.should_stop():
                 continue
-            contract = self.app.contract(name)
-            if not self._covered(contract, policy):
+            if self._not_covered(self.app.contract(name), policy):
                 continue
             self._table(organization, self.gates.by_table[name], policy)
         if not self.dry_run:
             self._export(organization)
 
-    def _covered(self, contract: Contract, policy: Policy | None) -> bool:
-        if policy is not None and policy.enabled:
-            return policy.covers(contract)
-        return self.dry_run and contract.retention == "applies"
+    def _not_covered(self, contract: Contract, policy: Policy | None) -> str:
+        """Why this run is not for the table, for whoever named it; empty where it is."""
+        if contract.retention == "never":
+            return "this table is never archived: its contract says so"
+        if contract.table not in self.gates.by_table:
+            return "the hot database has no such table"
+        chosen = policy.optional_tables if policy is not None and policy.enabled else ()
+        if not wants(contract, chosen):
+            return f"archived only where it is chosen: `lakehouse archive enable … --optional-table {contract.table}`"
+        return ""
 
     def _table(self, organization: str, gate: Gate, policy: Policy | None) -> None:
         done = TableRun(organization, gate.contract.table)
@@ -263,7 +284,7 @@ class _Run:
         settings = self.app.settings.archive
         # A small slice first, so that its rows leave while the next one, twice as big, is proven.
         most = min(settings.batch_rows, settings.proof_rows)
-        with connect(self.app) as aside, ThreadPoolExecutor(1, thread_name_prefix="proof") as pool:
+        with connect_anyway(self.app) as (aside, _), ThreadPoolExecutor(1, thread_name_prefix="proof") as pool:
 
             def begin(after: Place | None) -> Future[_Opened]:
                 return pool.submit(self._open, aside, organization, gate, waiver, after, most)
@@ -294,7 +315,7 @@ class _Run:
         """Read and prove one slice. In a thread of its own, so with a connection of its own."""
         settings = self.app.settings.archive
         cutoff = read_retention(connection, self.app.settings.source, organization).cutoff
-        found = read_slice(self.source, gate, organization, cutoff, after=after, most=most)
+        found = read_slice(self.source, gate, organization, cutoff, after=after, most=most, installed=self.installed)
         with ExitStack() as stack:
             if not found.rows.num_rows:
                 return _Opened(None, None, stack.pop_all())
@@ -310,15 +331,15 @@ class _Run:
         done.files += proof.files
         done.kept.update(proof.kept)
         done.unproven += proof.unproven[: NAMED - len(done.unproven)]
-        if self.dry_run:
+        if (sealer := self.sealer) is None:
             return
         # What can be computed before rows are locked is computed while the batch before is at work.
-        parts = (Prepared(part, self.sealer) for part in proof.batches(self.app.settings.archive.batch_rows))
+        parts = (Prepared(part, sealer) for part in proof.batches(self.app.settings.archive.batch_rows))
         with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
             following = pool.submit(next, parts, None)
             while (part := following.result()) is not None and not self.should_stop():
                 following = pool.submit(next, parts, None)
-                batch = delete_batch(self.app, self.connection, gate.contract, organization, part, self.sealer)
+                batch = delete_batch(self.app, self.connection, gate.contract, organization, part, sealer)
                 self._count(done, batch)
                 self.throttle.after(self.connection, batch.rows)
 

@@ -197,7 +197,7 @@ def run(
 
     app = open_app()
     wanted = _ids(app, organization)
-    waiver = waive(app, wanted, reason, by) if no_destination and not dry_run else None
+    waiver = waive(wanted, reason, by) if no_destination and not dry_run else None
     if dry_run and no_destination:
         from lakehouse.archive.durable import Waiver
 
@@ -285,5 +285,8 @@ def _show_run(result: Result) -> None:
             stderr.print(f"error: {where}: {t.error.detail}\n  {t.error.hint}", markup=False, soft_wrap=True)
     for organization, error in result.errors.items():
         stderr.print(f"error: {organization}: {error.detail}\n  {error.hint}", markup=False, soft_wrap=True)
-    if not result.tables and not result.errors:
-        stdout.print("archiving is enabled for nobody (`lakehouse archive enable`)")
+    if not result.organizations:
+        preview = "; name one to see what would go: --organization" if result.dry_run else ""
+        stdout.print(f"archiving is enabled for nobody (`lakehouse archive enable`){preview}", markup=False)
+    elif not result.tables and not result.errors:
+        stdout.print("the hot database has no table that may be archived")

@@ -39,6 +39,14 @@ def open_app() -> App:
     return App(load_settings())
 
 
+def open_app_of_lake() -> App:
+    """The application for what needs the lake alone: the settings may name no hot database."""
+    from lakehouse.app import App
+    from lakehouse.settings import load_lake_settings
+
+    return App(load_lake_settings())
+
+
 def chosen(app: App, names: list[str] | None) -> list[Contract]:
     """The contracts that a command is for."""
     return [app.contract(n) for n in names] if names else list(app.contracts.values())

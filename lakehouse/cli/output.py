@@ -23,6 +23,8 @@ from rich.table import Table
 from lakehouse.observe.redact import redact, redact_values
 from schemas.errors import LakehouseError
 
+LONGEST_DAYS = 36_500
+"""Of a length of time that a person gives: added to a time, it is a time still."""
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
 
 
@@ -118,12 +120,14 @@ def parse_duration(text: str, option: str) -> float:
     """Seconds from what a person writes: 500ms, 5s, 2m, 1h, 30d.
 
     Raises:
-        LakehouseError: it is not a length of time above zero.
+        LakehouseError: it is not a length of time above zero, or longer than any that is meant.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", text)
     seconds = float(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else 0
     if seconds <= 0:
         raise LakehouseError(f"{option} {text}: not a length of time above zero", "Write 500ms, 5s, 2m, 1h or 30d.")
+    if seconds > LONGEST_DAYS * 86400:
+        raise LakehouseError(f"{option} {text}: longer than a hundred years", f"At most {LONGEST_DAYS}d.")
     return seconds
 
 

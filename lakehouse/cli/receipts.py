@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from lakehouse.archive.faults import Fault
     from lakehouse.archive.receipts import Shown
 
+COLUMNS = (
+    "organization", "batch", "table", "rows", "archived at", "policy", "operator", "destinations", "snapshot",
+)  # fmt: skip
+"""Of `receipts show`; docs/compliance.md shows them."""
+
 receipts_app = typer.Typer(no_args_is_help=True, help="Receipts: signed proof of what left the hot database.")
 
 
@@ -67,20 +72,25 @@ def show(
 ) -> None:
     """What left the hot database: when, why, who allowed it, and where it is. `receipts verify` checks it."""
     from lakehouse.archive.receipts import find_receipts
-    from lakehouse.cli.capture import open_app
+    from lakehouse.cli.capture import open_app, open_app_of_lake
 
-    app = open_app()
+    app = open_app_of_lake() if from_lake else open_app()
     if from_lake and organization is None:
         raise LakehouseError("--from-lake without an organization", "Say whose lake: --organization ID")
     found = find_receipts(
         app,
-        _organization(app, organization) if organization is not None else None,
+        _organization(app, organization, in_lake=from_lake) if organization is not None else None,
         table_name=app.contract(name).table if name is not None else None,
         row_key=row,
         number=batch,
         from_lake=from_lake,
     )
-    if not found:
+    if not found and organization is not None and not from_lake:
+        from lakehouse.archive.holds import find_organization
+
+        # Nothing of an organization that there is, or of one that was misspelt.
+        find_organization(app, organization)
+    if not found and (row is not None or batch is not None):
         where = "the lake" if from_lake else "the hot database"
         raise LakehouseError(
             f"{where} has no {'tombstone of that row' if row is not None else 'such receipt'}",
@@ -121,14 +131,14 @@ def verify(
     Exit 1 and what is wrong, by batch and row, if anything is not as it was signed.
     """
     from lakehouse.archive import evidence
-    from lakehouse.cli.capture import open_app
+    from lakehouse.cli.capture import open_app_of_lake
 
     kept = _known(known or [])
     if kept and not chain:
         raise LakehouseError("--known without --chain", "Add --chain.")
-    app = open_app()
+    app = open_app_of_lake()
     keys = evidence.public_keys(app, public_key or [])
-    result = evidence.verify(app, _organization(app, organization), keys, chain=chain, known=kept)
+    result = evidence.verify(app, _organization(app, organization, in_lake=True), keys, chain=chain, known=kept)
     if as_json:
         print_json({**vars(result), "sound": result.sound, "faults": [vars(f) for f in result.faults]})
     else:
@@ -140,14 +150,32 @@ def verify(
         raise typer.Exit(1)
 
 
-def _organization(app: App, name: str) -> str:
-    """An id, or the slug of one where the host can be asked; an auditor names the id."""
+def _organization(app: App, name: str, *, in_lake: bool) -> str:
+    """An id, or the slug of one where the host can be asked; an auditor names the id.
+
+    Raises:
+        LakehouseError: the host does not answer, and the lake (where that is asked) knows no such id.
+    """
+    settings = app.settings.source
     try:
-        listed = app.source.organizations() if app.settings.source.organizations_table is not None else {}
-    except LakehouseError:
+        listed = app.source.organizations() if settings.given and settings.organizations_table is not None else {}
+    except LakehouseError as error:
+        _check_id(app, name, error.detail, in_lake=in_lake)
         return name
+    if not settings.given:
+        _check_id(app, name, "LAKEHOUSE_SOURCE__URL is not set", in_lake=in_lake)
     by_label = [key for key, label in listed.items() if label == name]
     return by_label[0] if name not in listed and len(by_label) == 1 else name
+
+
+def _check_id(app: App, name: str, why: str, *, in_lake: bool) -> None:
+    from lakehouse.archive.recorded import lake_alone
+
+    if in_lake and lake_alone(app, name)[0].owner() is None:
+        raise LakehouseError(
+            f"the catalog has no organization with the id {name!r}, and the host cannot be asked for slugs: {why}",
+            "Give the organization's id: --organization ID.",
+        )
 
 
 def _known(texts: list[str]) -> dict[int, str]:
@@ -166,17 +194,6 @@ def _shown(one: Shown) -> dict[str, Any]:
 
 
 def _say_batches(found: list[Shown]) -> None:
-    columns = (
-        "organization",
-        "batch",
-        "table",
-        "rows",
-        "archived at",
-        "policy",
-        "operator",
-        "destinations",
-        "snapshot",
-    )
     rows = []
     for one in found:
         receipt = one.receipt
@@ -194,7 +211,7 @@ def _say_batches(found: list[Shown]) -> None:
             else ("no receipt", "", "", "", "")
         )
         rows.append((one.organization, one.number, one.table, one.rows, *what))
-    stdout.print(table("", columns, rows, numbers=("batch", "rows")))
+    stdout.print(table("", COLUMNS, rows, numbers=("batch", "rows")))
 
 
 def _say_row(found: list[Shown]) -> None:

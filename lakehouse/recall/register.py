@@ -1,7 +1,9 @@
 """What was recalled: a row of `recalls` for every request, written before it is looked at and completed after.
 
 The audit says the same in two lines, the request and its outcome. A request without an outcome is under way, or its
-process died: then nothing of it is there.
+process died: then nothing of it is there. The outcome is written before rows are to be seen: of a table, in the same
+transaction; of a file, before it gets its name. One that then did not get it has failed, with the rows and the hash
+that it was to have; where the process died at that moment, the record says "done", and the file may be missing.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class Recall:
 
     @property
     def state(self) -> str:
-        """unfinished: under way, or its process died; failed; removed; done"""
+        """unfinished: under way, or its process died, and nothing was handed out; failed; removed; done"""
         if self.error is not None:
             return "failed"
         if self.finished_at is None:
@@ -126,7 +128,7 @@ def finish(
 
 
 def fail(connection: Connection, identity: uuid.UUID, error: str) -> None:
-    """Complete it with what went wrong."""
+    """Complete it with what went wrong; of a file that did not get its name, beside what `finish` wrote."""
     with connection.transaction():
         connection.execute(
             sql.SQL("UPDATE {} SET error = %s, finished_at = clock_timestamp() WHERE id = %s").format(table("recalls")),

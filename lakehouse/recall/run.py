@@ -1,8 +1,9 @@
 """One recall, from the request to its outcome.
 
 The request is written down first. Then rows are chosen in the lake and go into the target, whole or not at all: into a
-table in one transaction that also completes the record, into a file that gets its name when it is complete. What goes
-wrong is written down too; a process that dies leaves a request without an outcome, and nothing else.
+table in one transaction that also completes the record, into a file that gets its name once it is complete and on
+record. What goes wrong is written down too. A process that dies leaves a request without an outcome and nothing else;
+or, of a file, an outcome whose file may not be there: no row is handed out of which the record does not know.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from lakehouse.archive.installation import SCHEMA, connect, connect_if_installed, install
+from lakehouse.failpoints import failpoint
 from lakehouse.observe.events import describe
 from lakehouse.recall import files, register, table
 from lakehouse.recall.register import TABLE_TARGET, Recall
@@ -114,7 +116,7 @@ def recall(
 
 
 def _note_failure(connection: Connection, identity: uuid.UUID, error: str) -> None:
-    # Where the database itself broke off, the request stays without an outcome.
+    # Where the database itself broke off, the record stays as it is.
     with contextlib.suppress(psycopg.OperationalError):
         register.fail(connection, identity, error)
 
@@ -140,7 +142,7 @@ class _Run:
         self.at = app.clock()
 
     def to_table(self, expires: timedelta | None) -> Recalled:
-        until = self.at + (expires or timedelta(days=self.app.settings.archive.recall_days))
+        until = self.at + (timedelta(days=self.app.settings.archive.recall_days) if expires is None else expires)
         with self._chosen() as chosen:
             with self.connection.transaction():
                 filled = table.fill(self.connection, chosen, self.id, self.at)
@@ -163,8 +165,10 @@ class _Run:
                 chosen, f"{self.target} {place.name}", written.rows, written.content_sha256,
                 file_sha256=written.sha256, bytes=written.bytes,
             )  # fmt: skip
+            # First, for what is handed out cannot be taken back; where publishing fails, the caller notes that.
+            self._finish(done)
+            failpoint("recall.recorded")
             place.publish(files.manifest_text(self._manifest(done)))
-        self._finish(done)
         return done
 
     @contextlib.contextmanager

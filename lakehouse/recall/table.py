@@ -195,7 +195,8 @@ def _copy(connection: Connection, chosen: Chosen, name: str, identity: uuid.UUID
             for batch in chosen.read(f"{line} AS line"):
                 digest.add(batch[HASH].to_pylist())
                 copy.write("\n".join([*batch["line"].to_pylist(), ""]))
-    except psycopg.DataError as error:
+    except (psycopg.DataError, psycopg.IntegrityError) as error:
+        # The second: a domain has got a condition since, or takes no null.
         column = _named_in(error.diag.context or "", contract)
         raise RecallError(
             f"{contract.table}: {f'column {column}' if column else 'a column'} of the hot table does not take "

@@ -1,7 +1,11 @@
-"""A recall is killed with its rows in their table and not yet proven: nothing of it is there, and the next works."""
+"""A recall is killed: with its rows in their table and not yet proven, or with a file that has no name yet.
+
+Of the first nothing is there, and the next works. Of the second the record knows every row, for it may have been seen.
+"""
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,3 +52,20 @@ def test_killed_with_the_table_filled(house: Lakehouse, there: bool) -> None:
     mine = [key for recall, key in rows if recall == again["id"]]
     assert mine == [f"org-a-e{n}" for n in range(1, 6)]
     assert len(rows) == 5 + len(kept)
+
+
+def test_killed_before_its_file_is_seen(house: Lakehouse, tmp_path: Path) -> None:
+    """The record is ahead of what anybody sees, and never behind it."""
+    out = tmp_path / "out"
+    out.mkdir()
+    asked = ("recall", "-o", "org-a", "--table", "events", "--where", "true", "--reason", "r", "--to", "csv")
+    done = house.run(*asked, "--output", str(out / "a.csv"), failpoints="recall.recorded=kill", check=None)
+    assert done.returncode == -signal.SIGKILL, (done.stdout, done.stderr)
+    assert not [p.name for p in out.iterdir() if not p.name.startswith(".")], "nobody has seen a row"
+    (found,) = recalls(house.app)
+    assert (found.state, found.row_count, found.target) == ("done", 5, f"csv {out / 'a.csv'}")
+
+    again = house.run_json(*asked, "--output", str(out / "a.csv"))
+    assert again["content_sha256"] == found.content_sha256
+    manifest = json.loads((out / "a.csv.manifest.json").read_text())
+    assert (manifest["recall"], manifest["content_sha256"]) == (again["id"], found.content_sha256)

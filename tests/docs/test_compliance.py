@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lakehouse.archive.archive_table import ARCHIVE
 from lakehouse.archive.records import Receipt, Tombstone
+from lakehouse.cli.receipts import COLUMNS
 from tests.unit.test_seal import RECEIPT, key, sealer
 
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs/compliance.md").read_text()
@@ -29,6 +30,11 @@ def test_the_fields_of_a_tombstones_line_are_those_of_the_document_in_its_order(
 
 def test_the_fields_of_a_receipt_are_those_of_the_document() -> None:
     assert sorted(fields("**A receipt**")) == sorted(["v", *Receipt.__dataclass_fields__])
+
+
+def test_what_the_document_shows_of_receipts_is_what_the_command_prints() -> None:
+    header = next(line for line in DOCUMENT.splitlines() if line.startswith("organization  batch"))
+    assert tuple(re.split(r" {2,}", header)) == COLUMNS
 
 
 def test_the_commands_of_the_document_check_a_signature(key: Path, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_plan_enable_run_disable(house: Lakehouse) -> None:
         house.backfill(table)
     with house.hot() as hot:
         hot.execute("UPDATE ingested_events SET severity = 'LOW' WHERE id = 'org-a-e28'")
-    # Nothing was ever set up: the plan says what would go, and the run that it is off.
+    # Nothing was ever set up: the plan says what would go.
     assert not any_enabled(house.app)
     plan = house.run_json("archive", "plan", "--organization", "org-a-slug")
     assert not plan["installed"]
@@ -97,7 +97,6 @@ def test_plan_enable_run_disable(house: Lakehouse) -> None:
         "age counts from its landing, which a proof knows: status MUTED": 2,
         "referred to by public.risk_exceptions (finding_id)": 1,
     }
-    assert "never set up" in house.run("archive", "run", check=2).stderr
     house.run("archive", "enable", "--organization", "org-a", "--reason", "90 days", "--by", "Ann Operator")
     assert any_enabled(house.app)
     assert "is not enabled" in house.run("archive", "run", "--organization", "org-b", check=2).stderr
@@ -119,6 +118,30 @@ def test_plan_enable_run_disable(house: Lakehouse) -> None:
         audit = hot.execute("SELECT actor, action, reason FROM lakehouse_archive.audit ORDER BY id").fetchall()
     assert audit[0] == ("Ann Operator", "archive enabled", "90 days")
     assert audit[-1][1:] == ("archive disabled", "a dispute")
+
+
+def test_what_can_be_seen_before_anything_is_set_up(hot_url: str, tmp_path: Path) -> None:
+    """Without a schema, a policy or a key: the dry run proves, what reads shows nothing, and nothing is written."""
+    host_tables(hot_url, ("org-a",))
+    house = Lakehouse(hot_url, local_variables(hot_url, tmp_path))
+    house.init()
+    with house.hot() as hot:
+        for statement in REFERENCES:
+            hot.execute(statement)
+        old_events(hot, "org-a", 1, 3)
+    house.backfill("events")
+    dry = house.run_json("archive", "run", "--organization", "org-a", "--dry-run")
+    assert (of(dry, "org-a", "events")["state"], of(dry, "org-a", "events")["proven"]) == ("done", 3)
+    assert "for nobody" in house.run("archive", "run").stdout
+    assert "is not enabled" in house.run("archive", "run", "--organization", "org-a", check=2).stderr
+    for command in (("audit",), ("receipts", "show"), ("hold", "list"), ("recall", "list")):
+        assert house.run_json(*command) == [], command
+        house.run(*command, "--organization", "org-a")
+        assert "no organization 'nobody'" in house.run(*command, "--organization", "nobody", check=2).stderr
+    assert "has no such receipt" in house.run("receipts", "show", "--batch", "1", check=2).stderr
+    assert count(house, "ingested_events") == 3
+    assert count(house, "pg_namespace", "nspname = 'lakehouse_archive'") == 0, "it was looked at, and not set up"
+    house.close()
 
 
 def test_enabling_says_what_would_stop_it(house: Lakehouse) -> None:
@@ -205,6 +228,13 @@ def test_cycles_and_optional_tables_are_in_the_plan(house: Lakehouse) -> None:
     assert (events.rows, findings.rows) == (2, 1)
     assert events.kept == {"referred to by public.security_findings (event_id)": 1}
     assert (siem.enabled, siem.rows, siem.kept) == (False, 1, {"in use: status PENDING, PROCESSING, FAILED": 1})
+    # Who names a table that does not go is told why; `off` is no error.
+    named = ("--table", "siem_deliveries", "--table", "assets")
+    for more in ((), ("--dry-run",)):
+        said = house.run("archive", "run", "--organization", "org-a", *named, *more).stdout
+        assert "org-a: siem_deliveries: off: archived only where it is chosen: `lakehouse archive enable … --o" in said
+        assert "org-a: assets: off: this table is never archived: its contract says so" in said
+        assert "for nobody" not in said
     result = archive_all(house.app)
     assert result.well
     assert "siem_deliveries" not in {t.table for t in result.tables}
@@ -212,6 +242,10 @@ def test_cycles_and_optional_tables_are_in_the_plan(house: Lakehouse) -> None:
     result = archive_all(house.app, tables=["siem_deliveries"])
     assert [(t.table, t.rows) for t in result.tables] == [("siem_deliveries", 1)]
     assert count(house, "siem_deliveries") == 1
+    with house.hot() as hot:
+        hot.execute("DROP TABLE siem_deliveries")
+    (gone,) = archive_all(house.app, tables=["siem_deliveries"]).tables
+    assert (gone.state, gone.detail) == ("off", "the hot database has no such table")
 
 
 def test_a_waiver_is_recorded_and_waives_no_proof(house: Lakehouse) -> None:
@@ -224,6 +258,11 @@ def test_a_waiver_is_recorded_and_waives_no_proof(house: Lakehouse) -> None:
     (done,) = archive_all(house.app, tables=["events"]).tables
     assert done.kept == {"no destination holds it": 4, "not landed yet": 1}
     assert "needs a reason" in house.run("archive", "run", "-o", "org-a", "--no-destination", check=2).stderr
+    # Where nothing runs, nothing was waived.
+    refused = house.run("archive", "run", "-o", "org-b", "--no-destination", "--reason", "none yet", check=2)
+    assert "is not enabled" in refused.stderr
+    house.run("archive", "run", "-o", "org-a", "--dry-run", "--no-destination", "--reason", "none yet")
+    assert count(house, "lakehouse_archive.audit", "action = 'destination waived for a run'") == 0
     told = house.run_json(
         "archive", "run", "-o", "org-a", "--table", "events", "--no-destination", "--reason", "none yet", "--by", "Ann"
     )
@@ -359,6 +398,45 @@ def test_the_archives_own_user_needs_few_rights_and_is_told_which(house: Lakehou
             house.close()
             hot.execute("DROP OWNED BY archivist CASCADE")
             hot.execute("DROP ROLE archivist")
+
+
+def test_a_table_whose_rows_are_hidden_refuses_what_it_refers_to_and_nothing_else(house: Lakehouse) -> None:
+    """Row-level security: who refers cannot be seen, so nothing goes there; the plan and the other tables go on."""
+    with house.hot() as hot:
+        old_events(hot, "org-a", 1, 5)
+        old_findings(hot, "org-a", 1, 2)
+        for table in ("events", "findings"):
+            house.backfill(table)
+        hot.execute("CREATE ROLE secluded LOGIN PASSWORD 'x'")
+        try:
+            hot.execute("CREATE SCHEMA lakehouse_archive AUTHORIZATION secluded")
+            hot.execute("GRANT SELECT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO secluded")
+            hot.execute("ALTER TABLE agent_proposals ENABLE ROW LEVEL SECURITY")
+            hot.execute("CREATE POLICY everybody ON agent_proposals USING (true)")
+            parts = psycopg.conninfo.conninfo_to_dict(house.hot_url)
+            house.reopen(ARCHIVE__URL=f"postgresql://secluded:x@{parts['host']}:{parts['port']}/{parts['dbname']}")
+            enable(house.app, "org-a", reason="x")
+            plan = house.run_json("archive", "plan", "--organization", "org-a")
+            (refusal,) = of(plan, "org-a", "findings")["refusals"]
+            assert refusal.startswith(
+                "public.agent_proposals (finding_id) refers to it by agent_proposals_finding_id_fkey"
+            )
+            assert "BYPASSRLS" in refusal
+            assert (of(plan, "org-a", "events")["refusals"], of(plan, "org-a", "events")["rows"]) == ([], 5)
+            done = {t.table: t for t in archive_all(house.app, tables=["findings", "events"]).tables}
+            assert (done["findings"].state, done["findings"].detail) == ("refused", refusal)
+            assert (done["events"].state, done["events"].rows) == ("done", 5)
+            # The table itself: nothing of it can be counted, and the plan says why.
+            hot.execute("ALTER TABLE security_findings ENABLE ROW LEVEL SECURITY")
+            plan = house.run_json("archive", "plan", "--organization", "org-a")
+            assert "row-level security hides rows" in of(plan, "org-a", "findings")["refusals"][0]
+            hot.execute("ALTER ROLE secluded BYPASSRLS")
+            (one,) = archive_all(house.app, tables=["findings"]).tables
+            assert (one.state, one.rows) == ("done", 2)
+        finally:
+            house.close()
+            hot.execute("DROP OWNED BY secluded CASCADE")
+            hot.execute("DROP ROLE secluded")
 
 
 def test_standbys_are_waited_for(tmp_path: Path) -> None:

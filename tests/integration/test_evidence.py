@@ -344,6 +344,19 @@ def test_it_needs_neither_the_hot_database_nor_the_control_tables(house: Lakehou
     assert "no public key" in refused.stderr
     shown = auditor.run_json("receipts", "show", "--from-lake", "-o", "org-a", "--id", "org-a-e7")
     assert [t["batch"] for one in shown for t in one["tombstones"]] == [2]
+    slug = auditor.run(*arguments[:3], "org-a-slug", "--public-key", str(tmp_path / "public.pem"), check=2)
+    assert "the catalog has no organization with the id 'org-a-slug', and the host cannot be asked" in slug.stderr
+    assert "127.0.0.1:1/none does not answer" in slug.stderr and "init" not in slug.stderr
+
+    # Nor need they be named.
+    for name in ("LAKEHOUSE_SOURCE__URL", "LAKEHOUSE_CONTROL__URL"):
+        del auditor.variables[name]
+    alone = auditor.run(*arguments, "--public-key", str(tmp_path / "public.pem"))
+    assert "34 of 34 rows" in alone.stdout and "LAKEHOUSE_SOURCE__URL is not set" in alone.stdout
+    assert auditor.run_json("receipts", "show", "--from-lake", "-o", "org-a", "--id", "org-a-e7") == shown
+    assert "source.url" in auditor.run("receipts", "show", "-o", "org-a", check=2).stderr
+    del auditor.variables["LAKEHOUSE_LAKE__CATALOG__URI"]
+    assert "lake.catalog.uri" in auditor.run(*arguments, check=2).stderr
 
 
 def test_the_commands_show_and_end_with_1_where_something_is_wrong(house: Lakehouse) -> None:

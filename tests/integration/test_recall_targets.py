@@ -17,6 +17,7 @@ from lakehouse.archive.installation import SCHEMA
 from lakehouse.archive.records import content_digest
 from lakehouse.cli.program import app as program
 from lakehouse.maintenance.archive import keep_archive
+from lakehouse.recall import files
 from lakehouse.recall.request import RecallError
 from lakehouse.recall.run import recalls, remove_recall
 from schemas.canonical import postgres_hash
@@ -118,6 +119,17 @@ def test_the_hosts_table_has_changed_since(house: Lakehouse) -> None:
             "UPDATE ingested_events SET source = 'x'; ALTER TABLE ingested_events ALTER COLUMN source TYPE varchar(2)",
             "column source of the hot table does not take what the lake holds: value too long",
         ),
+        # A domain whose condition, or whose NOT NULL, the lake's rows do not meet.
+        (
+            "UPDATE ingested_events SET source = 'x'; CREATE DOMAIN word AS varchar(180) CHECK (VALUE <> 'audit'); "
+            "ALTER TABLE ingested_events ALTER COLUMN source TYPE word",
+            "column source of the hot table does not take what the lake holds: value for domain word violates check",
+        ),
+        (
+            "UPDATE ingested_events SET actor = 'x'; CREATE DOMAIN named AS varchar(180) NOT NULL; "
+            "ALTER TABLE ingested_events ALTER COLUMN actor TYPE named",
+            "column actor of the hot table does not take what the lake holds: domain named does not allow null values",
+        ),
         (
             "ALTER TABLE ingested_events ALTER COLUMN created_at TYPE timestamp(0)",
             "row org-a-e1 came out of the hot database with another created_at than the lake holds: nothing was kept",
@@ -127,7 +139,7 @@ def test_the_hosts_table_has_changed_since(house: Lakehouse) -> None:
             "",
         ),
     ],
-    ids=["label", "type", "length", "precision", "wider"],
+    ids=["label", "type", "length", "condition", "null", "precision", "wider"],
 )
 def test_what_the_hot_database_cannot_hold_any_more(house: Lakehouse, change: str, said: str) -> None:
     with house.hot() as hot:
@@ -229,6 +241,26 @@ def test_nothing_is_replaced_and_nothing_is_left_half_done(house: Lakehouse, tmp
     assert [r.state for r in recalls(house.app)] == ["failed"] * 4
 
 
+def test_a_file_that_did_not_get_its_name_failed(
+    house: Lakehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows are on record before anybody can see them, and that they were not handed out after."""
+    landed(house)
+    write = files.write
+
+    def somebody_else_is_first(*arguments: Any) -> files.Written:
+        (tmp_path / "a.csv").write_text("mine")
+        return write(*arguments)
+
+    monkeypatch.setattr(files, "write", somebody_else_is_first)
+    with pytest.raises(RecallError, match="is there already"):
+        bring(house, where="true", target="csv", output=tmp_path / "a.csv")
+    (found,) = recalls(house.app)
+    assert (found.state, found.row_count) == ("failed", 3)
+    assert [line[1] for line in audit(house)] == ["recall", "recalled", "recall failed"]
+    assert (tmp_path / "a.csv").read_text() == "mine"
+
+
 @pytest.fixture
 def in_a_bucket(hot_url: str, s3: Any, bucket: str) -> Iterator[Lakehouse]:
     host_tables(hot_url, ("org-a",))
@@ -318,6 +350,8 @@ def test_the_program(house: Lakehouse, tmp_path: Path) -> None:
         ((*of[:-1], "nothing", "--where", "true", "--reason", "r", "--to", "csv"), "no contract for a table 'nothing'"),
         (("recall", "-o", "nobody", "--table", "events", "--where", "true", "--reason", "r", "--to", "csv"),
          "no organization 'nobody'"),
+        ((*of, "--where", "true", "--reason", "r", "--to", "table", "--expires", "99999999d"),
+         "--expires 99999999d: longer than a hundred years"),
         (("recall", "remove", "x"), "'x' is not the id of a recall"),
     ):  # fmt: skip
         refused = CliRunner().invoke(program, arguments, env=house.environment())

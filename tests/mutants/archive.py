@@ -33,6 +33,13 @@ MUTANTS = (
         BETWEEN,
     ),
     mutant(
+        "hidden-rows-refer-to-nothing",
+        KEYS,
+        "           row_security_active(k.conrelid),\n",
+        "           false,\n",
+        f"{RUNS}::test_a_table_whose_rows_are_hidden_refuses_what_it_refers_to_and_nothing_else",
+    ),
+    mutant(
         "isolated-as-the-database-is",
         BATCH,
         '        self.connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")\n',
@@ -229,7 +236,6 @@ MUTANTS = (
             Edit(
                 RUN, "    enabled = [o for o, policy in known.items() if policy.enabled]", "    enabled = list(known)"
             ),
-            Edit(RUN, "        if policy is not None and policy.enabled:", "        if policy is not None:"),
             Edit(POLICY, "return self.enabled and wants(", "return wants("),
         ),
         (f"{RUNS}::test_plan_enable_run_disable",),

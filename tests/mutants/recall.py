@@ -86,6 +86,22 @@ MUTANTS = (
         f"{TARGETS}::test_who_asked_for_what_is_written_down_before_and_after",
     ),
     mutant(
+        "backslashes-are-not-doubled",
+        "lakehouse/recall/text.py",
+        'for plain, escaped in (("chr(92)", "chr(92) || chr(92)"), (TAB,',
+        "for plain, escaped in ((TAB,",
+        "property/test_archive_random.py::test_random_rows_of_every_type_leave_and_come_back_equal",
+    ),
+    mutant(
+        "handed-out-before-it-is-on-record",
+        "lakehouse/recall/run.py",
+        '            self._finish(done)\n            failpoint("recall.recorded")\n'
+        "            place.publish(files.manifest_text(self._manifest(done)))\n",
+        '            failpoint("recall.recorded")\n'
+        "            place.publish(files.manifest_text(self._manifest(done)))\n            self._finish(done)\n",
+        "crash/test_kill_recall.py::test_killed_before_its_file_is_seen",
+    ),
+    mutant(
         "an-end-of-life-past-a-hold",
         PLAN,
         "    holds = holds_on(app, organization, contract.table)\n",
