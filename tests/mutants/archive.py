@@ -15,6 +15,7 @@ SUITE = "integration/test_archive_gate.py"
 RUNS = "integration/test_archive_run.py"
 BETWEEN = f"{SUITE}::test_what_happens_between_the_proof_and_the_lock_keeps_the_row"
 STOPS = f"{SUITE}::test_what_changes_between_the_proof_and_the_lock_stops_the_batch"
+FORGOTTEN = f"{SUITE}::test_plan_and_dry_run_know_the_holds_that_a_restore_forgot"
 REPLICA_KNOWN = "conformance/test_replica.py::test_what_is_known_to_be_cleared_backs_no_archiving"
 
 MUTANTS = (
@@ -194,6 +195,20 @@ MUTANTS = (
         '        self.connection.execute("COMMIT")\n'
         '        self.connection.execute("BEGIN")\n',
         "crash/test_kill_archive.py::test_killed_while_rows_leave",
+    ),
+    mutant(
+        "a-plan-of-the-databases-holds",
+        "lakehouse/archive/plan.py",
+        "            restored = forgotten(app, connection if installed else None, organization)\n",
+        "            restored = []\n",
+        FORGOTTEN,
+    ),
+    mutant(
+        "a-dry-run-of-the-databases-holds",
+        RUN,
+        "                self.forgotten = forgotten(self.app, self.connection if self.installed else None, organization)\n",
+        "                self.forgotten = ()\n",
+        FORGOTTEN,
     ),
     mutant(
         "known-to-differ-and-counted",
