@@ -64,11 +64,23 @@ class Watermark:
 
 @dataclass(frozen=True)
 class States:
-    """What a row's state says about its age: in `never_old` it is in use; `old_since_landing` no timestamp records."""
+    """What a row's state says about its age: in `never_old`, and in a state that is in no list, it is in use; in
+    `finished` it is not; `old_since_landing` no timestamp records."""
 
     column: str
     never_old: tuple[str, ...] = ()
+    finished: tuple[str, ...] = ()
     old_since_landing: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Every state of which the contract says what it means."""
+        return (*self.never_old, *self.settled)
+
+    @property
+    def settled(self) -> tuple[str, ...]:
+        """States in which a row may be old."""
+        return (*self.finished, *self.old_since_landing)
 
 
 @dataclass(frozen=True)
@@ -202,10 +214,13 @@ def parse_contract(raw: Any, *, where: str, validate: bool = True) -> Contract:
     )
 
 
+_STATE_LISTS = ("never_old", "finished", "old_since_landing")
+
+
 def _states(raw: dict[str, Any] | None) -> States | None:
     if raw is None:
         return None
-    return States(raw["column"], tuple(raw.get("never_old", ())), tuple(raw.get("old_since_landing", ())))
+    return States(raw["column"], *(tuple(raw.get(name, ())) for name in _STATE_LISTS))
 
 
 def _field(path: Iterable[str | int]) -> str:
@@ -240,6 +255,9 @@ def _semantic_faults(raw: dict[str, Any]) -> Iterator[str]:
                 yield f"{field}: column {name!r} of type {columns[name]['type']} cannot be compared exactly"
     if raw["tenant"] in columns and columns[raw["tenant"]]["type"] not in ("string", "integer", "long"):
         yield f"tenant: column {raw['tenant']!r} must be string, integer or long"
+    labels = [label for name in _STATE_LISTS for label in raw.get("states", {}).get(name, ())]
+    for label in sorted({label for label in labels if labels.count(label) > 1}):
+        yield f"states: {label!r} is in more than one list"
     exported = {c["source"] for c in raw["columns"]}
     for index, item in enumerate(raw["not_exported"]):
         if item["column"] in exported:

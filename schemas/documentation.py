@@ -63,6 +63,8 @@ def _section(contract: Contract) -> Iterator[str]:
     if (states := contract.states) is not None:
         if states.never_old:
             yield f"- In use, so never old, while {_code(states.column)} is {_codes(states.never_old)}"
+        if states.finished:
+            yield f"- Not in use any more while it is {_codes(states.finished)}; in a state that is in no list, it is"
         if states.old_since_landing:
             yield (
                 f"- While {_code(states.column)} is {_codes(states.old_since_landing)}, which no timestamp records, "

@@ -2,15 +2,16 @@
 
 A row's age is the newest of the contract's timestamps (`age_bounds`) that it has: one without any, and one with a
 timestamp that lies ahead, is not old. The time that the tenant itself gives is never enough: where the event time is
-not what the database stamps, another timestamp must be there. A state in `never_old` says that the row is in use; of
-one in `old_since_landing`, which no timestamp records, age counts also from the landing of the first version of the
-present run of versions that show it (`landed_at`), which only the lake knows.
+not what the database stamps, another timestamp must be there. A row is in use as long as its state is none of those
+that the contract calls finished; of one in `old_since_landing`, which no timestamp records, age counts also from the
+landing of the first version of the present run of versions that show it (`landed_at`), which only the lake knows.
 
 The cutoff is computed by the hot database's clock, again in each transaction that deletes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -105,12 +106,27 @@ def fault(contract: Contract) -> str | None:
 
 
 def in_use(contract: Contract, alias: str = "t") -> sql.Composable:
-    """True where the row's state says that it is in use, or where the state is not known."""
-    if contract.states is None or not contract.states.never_old:
+    """True where the row's state does not say that it is finished: it says otherwise, or is none that is known.
+
+    A state that the host gained after the contract was written may mean anything.
+    """
+    if contract.states is None:
         return sql.SQL("false")
+    return _in_none(contract, contract.states.settled, alias)
+
+
+def unknown_state(contract: Contract, alias: str = "t") -> sql.Composable:
+    """True where the contract does not say what the row's state means; null is such a state."""
+    if contract.states is None:
+        return sql.SQL("false")
+    return _in_none(contract, contract.states.known, alias)
+
+
+def _in_none(contract: Contract, labels: Sequence[str], alias: str) -> sql.Composable:
+    assert contract.states is not None  # noqa: S101 - asked only where there are states
     state = _hot(contract[contract.states.column], alias)
-    return sql.SQL("({state} IS NULL OR {state}::text IN ({labels}))").format(
-        state=state, labels=sql.SQL(", ").join(map(sql.Literal, contract.states.never_old))
+    return sql.SQL("({state} IS NULL OR {state}::text <> ALL (ARRAY[{labels}]::text[]))").format(
+        state=state, labels=sql.SQL(", ").join(map(sql.Literal, labels))
     )
 
 

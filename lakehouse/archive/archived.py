@@ -4,9 +4,9 @@ The rule (docs/adr/0005-the-cold-tier.md). A row that the lake shows alive and t
 if there is a tombstone of its key whose proven `_sequence` is at or above the newest version that the lake has of that
 key, of whatever event time, and if that newest version is the row's own. An id that was inserted again has a newer
 version, or is in the hot table under another event time: its former identity is a delete. Tombstones are read under
-the window's own snapshot, for the candidates alone; those that were pruned there are in the lake's `_archive`, which
-is asked only where some may have been. So nothing that can get lost, as an inventory can, has to remember what is
-archived.
+the window's own snapshot, for the candidates alone. Those that are not there any more (pruned, forgotten by a restored
+database, removed by hand) are in the lake's `_archive`, which is asked wherever a batch that it has is without
+tombstones in the hot database. So nothing that can get lost, as an inventory can, has to remember what is archived.
 
 Cannot be known: that an archived id was inserted again and deleted, if no window saw it in between and its log of
 deletes does not tell either (only the trigger method has one, and a window that compares keys does not ask it); or if
@@ -62,8 +62,7 @@ class Archived:
         missing = f"({asked}) EXCEPT SELECT row_key FROM taken"
         if (
             duck.execute(f"SELECT 1 FROM ({missing}) LIMIT 1").fetchall()
-            and self.tombstones.pruned(organization)
-            and (relation := self.in_lake(organization)) is not None
+            and (relation := self._not_here(organization)) is not None
         ):
             duck.execute(
                 f"INSERT INTO taken SELECT row_key, event_time, sequence FROM {relation} "
@@ -86,9 +85,13 @@ class Archived:
             relations.append("(SELECT * FROM taken)")
         return f"({' UNION ALL '.join(f'SELECT * FROM {r}' for r in relations)})" if relations else None
 
-    def in_lake(self, organization: str) -> str | None:
-        """SQL of the table's tombstones in the lake's `_archive`; None where there are none."""
-        return tombstones_in(self._archive(organization), self.contract)
+    def _not_here(self, organization: str) -> str | None:
+        """SQL of the table's tombstones in the lake's `_archive`; None where the hot database has all of them."""
+        archive = self._archive(organization)
+        if archive is None or (relation := tombstones_in(archive, self.contract)) is None:
+            return None
+        standing = read_standing(archive)
+        return None if self.tombstones.complete(organization, standing.number, standing.chain) else relation
 
 
 def tombstones_in(archive: Table | None, contract: Contract) -> str | None:

@@ -8,7 +8,7 @@ key, in the table's own types.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +19,7 @@ from psycopg import sql
 from lakehouse.archive import age
 from lakehouse.archive.gate import Gate
 from lakehouse.archive.holds import held
+from lakehouse.archive.records import Hold
 from lakehouse.capture.source import Source
 from lakehouse.capture.xmin import stream, transaction
 from lakehouse.failpoints import failpoint
@@ -76,10 +77,12 @@ def read_slice(
     after: Place | None,
     most: int,
     installed: bool = True,
+    forgotten: Sequence[Hold] = (),
 ) -> Slice:
     """The next `most` rows that are old, not in use, not held and not referred to by another table's row.
 
-    `installed`: false where the archive was never set up in this database, which then has no holds.
+    `installed`: false where the archive was never set up in this database, which then has no holds. `forgotten`: holds
+    that only the lake has.
 
     Raises:
         SourceError: the hot database does not answer or refuses.
@@ -92,7 +95,7 @@ def read_slice(
         # how many rows are old: sorting all of them, or reading a referring table whole, would be paid at each slice.
         for way in ("sort", "hashjoin", "mergejoin", "seqscan", "bitmapscan"):
             cursor.execute(f"SET LOCAL enable_{way} = off")
-        query = _query(gate, organization, cutoff, after, most, installed=installed)
+        query = _query(gate, organization, cutoff, after, most, installed=installed, forgotten=forgotten)
         batches = list(stream(cursor, query, contract))
         cursor.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text")
         next_xid = int(cursor.fetchone()[0])
@@ -119,7 +122,14 @@ def _typed(rows: pa.Table, contract: Contract) -> pa.Table:
 
 
 def _query(
-    gate: Gate, organization: str, cutoff: datetime, after: Place | None, most: int, *, installed: bool
+    gate: Gate,
+    organization: str,
+    cutoff: datetime,
+    after: Place | None,
+    most: int,
+    *,
+    installed: bool,
+    forgotten: Sequence[Hold],
 ) -> sql.Composed:
     contract = gate.contract
     columns: list[sql.Composable] = [
@@ -142,7 +152,7 @@ def _query(
         ),
         age.past(contract, cutoff),
         sql.SQL("NOT {}").format(age.in_use(contract)),
-        *([sql.SQL("NOT {}").format(_plain(held(contract, "t")))] if installed else []),
+        sql.SQL("NOT {}").format(_plain(held(contract, "t", installed=installed, forgotten=forgotten))),
         *(sql.SQL("NOT {}").format(r.condition()) for r in gate.others),
     ]
     if contract.event_time is not None:

@@ -7,8 +7,9 @@ shows by what `_archive` says of itself, by the hot database, or by a value that
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from datetime import datetime
 
 from lakehouse.archive.faults import Fault, fault
 from lakehouse.archive.recorded import Recorded
@@ -91,6 +92,35 @@ def tombstone_faults(number: int, lake: Sequence[Tombstone], hot: Sequence[Tombs
         for differs, keys in altered.items()
     ]
     return found
+
+
+def lake_alone_fault(
+    number: int, archived_at: datetime, *, cutoff: datetime, years: int, kept_from: int | None
+) -> Fault | None:
+    """Why the hot database must have tombstones of this batch, of which it has none; None where they were pruned.
+
+    Pruning waits until the audit window is over (`cutoff`), and goes in the order of batches: none after the first
+    batch that has tombstones (`kept_from`) was pruned.
+    """
+    alone = "the lake alone has its tombstones, they were removed from the hot database"
+    if archived_at >= cutoff:
+        return fault(number, "hot", f"{alone}: it is younger than the audit window of {years} years")
+    if kept_from is not None and kept_from < number:
+        return fault(
+            number, "hot", f"{alone}: batch {kept_from} still has some there, and would have been pruned first"
+        )
+    return None
+
+
+def batch_ranges(numbers: Iterable[int]) -> str:
+    """Numbers as people write them: 3-5, 9."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
 
 
 def _numbers(first: int, last: int) -> str:

@@ -1,8 +1,10 @@
 """Which destinations durably hold an organization's table, and up to which `_sequence`.
 
 The outbox knows: a delivery is DELIVERED once its destination has said that it is durable, for ICEBERG_S3 the landing
-itself. A destination is complete up to where its first unfinished delivery begins. A row may go only if one of the
-kinds in `archive.receipt_kinds` holds it, or a person waived that for a reason; the lake's own proof is never waived.
+itself. A destination is complete up to where its first unfinished delivery begins. What became of it since, a
+comparison tells: a table that was found to differ from the lake, and one that is being filled anew, counts for nothing
+until that is over. A row may go only if one of the kinds in `archive.receipt_kinds` holds it, or a person waived that
+for a reason; the lake's own proof is never waived.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ class Backing:
 def read_backing(
     engine: Engine, organization: str, table: str, kinds: Collection[DestinationKind], waiver: Waiver | None
 ) -> Backing:
-    """Ask the outbox."""
+    """Ask the outbox, and what comparisons have found since."""
     with engine.connect() as connection:
         rows = connection.execute(_COMPLETE, {"organization": organization, "table": table}).all()
     found = tuple(Durable(r.name, r.kind, r.upto) for r in rows if r.upto is not None)
@@ -93,6 +95,10 @@ _COMPLETE = text(
     -- A destination without an organization has every organization's rows; its deliveries are one organization's each.
     WHERE w.organization_id = :organization AND w.table_name = :table
       AND (d.organization_id = :organization OR d.organization_id IS NULL)
+      AND NOT EXISTS (SELECT FROM destination_differences x WHERE x.destination_id = d.id
+                      AND x.organization_id = :organization AND x.table_name = :table)
+      AND NOT EXISTS (SELECT FROM destination_fillings f WHERE f.destination_id = d.id
+                      AND f.organization_id = :organization AND f.table_name = :table)
     GROUP BY d.id, d.name, d.kind ORDER BY d.kind, d.name
     """
 )

@@ -1,11 +1,12 @@
 """Checks the proof of what left the hot database, with nothing but the lake and the public key.
 
 Of each batch: the receipt's signature; that its tombstones are those that were signed; that the lake still holds each
-row, with the content that was signed, computed anew from its files. Rows whose day has left the lake by its own
-retention are counted apart: what is left of such a batch is compared by keyed hash, where the key is at hand. Of the
-chain: that no batch is missing, altered or in another's place. Where the hot database answers, its own batches and
-tombstones are compared too, and what is missing or altered on either side is named by key; where it does not, that is
-said and is no fault.
+row, with the content that was signed, computed anew from its files, and shows none as deleted without a version that
+came in between. Rows whose day has left the lake by its own retention are counted apart: what is left of such a batch
+is compared by keyed hash, where the key is at hand. Of the chain: that no batch is missing, altered or in another's
+place. Where the hot database answers, its own batches and tombstones are compared too, and what is missing or altered
+on either side is named by key, or by batch where the hot database has no tombstone of it and none was due to be
+pruned; where it does not answer, that is said and is no fault.
 
 Everything that is wrong is a `Fault` of the result, and nothing that is wrong ends the check: a damaged file costs the
 rows that it held. What was signed and how is in docs/compliance.md.
@@ -21,7 +22,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from lakehouse.archive import hot_records
-from lakehouse.archive.chain import batch_faults, chain_faults, tombstone_faults
+from lakehouse.archive.chain import batch_faults, batch_ranges, chain_faults, lake_alone_fault, tombstone_faults
 from lakehouse.archive.faults import Fault, fault
 from lakehouse.archive.recompute import Gone, recompute
 from lakehouse.archive.recorded import Recorded, RecordedArchive, lake_alone, open_recorded
@@ -71,7 +72,7 @@ class Verified:
     waiting: int = 0
     """Batches of the hot database that the lake does not have yet; they are checked from there."""
     lake_alone: int = 0
-    """Batches whose tombstones only the lake has (pruned, or forgotten by a restored database)."""
+    """Batches whose tombstones only the lake has."""
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -140,6 +141,9 @@ class _Check:
         self.ended: dict[int, dict[str, Gone]] = {}
         self.gone: Counter[Gone] = Counter()
         self.broken: set[str] = set()
+        self.hot_batches = hot.exported()
+        self.kept_from, self.cutoff, self.put_back = hot.kept_from(), hot.cutoff(app), hot.put_back()
+        self.restored: list[int] = []
 
     def run(self) -> None:
         result = self.result
@@ -156,12 +160,17 @@ class _Check:
             self._rows(chunk, {b.number for b in waiting})
         self._broken(self.archive.broken if self.archive is not None else {})
         self._ended()
+        if self.restored:
+            result.notes.append(
+                f"batches {batch_ranges(self.restored)}: the hot database was restored from an older copy and got them "
+                "back from the lake, which alone has their tombstones"
+            )
         if result.chain_checked:
             standing = self.archive.standing.number if self.archive is not None else 0
             faults, result.chain = chain_faults(everything, self.receipts, self.known, exported=(batches, standing))
             result.faults += faults
-            if (theirs := self.hot.exported()) is not None:
-                result.faults += batch_faults(batches, theirs)
+            if self.hot_batches is not None:
+                result.faults += batch_faults(batches, self.hot_batches)
         result.keys = tuple(sorted(self.signed_by))
         result.keyed_hashes = (result.keyed_hashes or 0) if self.hashing else None
         result.faults.sort(key=lambda f: (f.batch is None, f.batch or 0))
@@ -210,12 +219,26 @@ class _Check:
             if (receipt := self.receipts.get(number)) is not None:
                 self._tombstones(number, receipt, mine)
             if number not in waiting and number in tombstones:
-                self.result.lake_alone += not theirs
-                self.result.faults += tombstone_faults(number, mine, theirs) if theirs else []
+                self.result.faults += tombstone_faults(number, mine, theirs) if theirs else self._alone(number, mine)
         hashes = self._hashes([t for mine in in_lake.values() for t in mine])
         for batch in chunk:
             if (receipt := self.receipts.get(batch.number)) is not None:
                 self._content(batch.number, receipt, in_lake[batch.number], hashes.get(batch.number, []))
+
+    def _alone(self, number: int, mine: list[Tombstone]) -> list[Fault]:
+        """The hot database has no tombstone of this batch: pruned, never put back after a restore, or removed."""
+        self.result.lake_alone += 1
+        if number in self.put_back:
+            self.restored.append(number)
+            return []
+        receipt = self.receipts.get(number)
+        moments = [receipt.archived_at] if receipt is not None else [t.archived_at for t in mine]
+        if self.cutoff is None or not moments or number not in (self.hot_batches or {}):
+            # Of a batch that the hot database has not at all, the chain tells.
+            return []
+        years = self.app.settings.archive.audit_years
+        found = lake_alone_fault(number, max(moments), cutoff=self.cutoff, years=years, kept_from=self.kept_from)
+        return [found] if found is not None else []
 
     def _tombstones(self, number: int, receipt: Receipt, mine: list[Tombstone]) -> None:
         if tombstones_digest(mine) == receipt.tombstones_sha256:
@@ -245,6 +268,9 @@ class _Check:
             self._broken(content.broken)
             for number, gone in content.ended.items():
                 self.ended.setdefault(number, {}).update(gone)
+            for number, keys in content.deleted.items():
+                detail = "the lake shows rows as deleted since they were archived, and nothing of them came in between"
+                self._fault(number, "deleted", detail, keys)
             for number, pairs in content.hashes.items():
                 found.setdefault(number, []).extend(pairs)
         return found

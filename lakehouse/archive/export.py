@@ -24,7 +24,8 @@ from catalog.errors import CatalogError, lake_errors
 from catalog.lake import INSTALLATION_PROPERTY
 from catalog.tables import ensure_records
 from lakehouse.archive.archive_table import ARCHIVE, Standing, open_archive, read_standing
-from lakehouse.archive.installation import ArchiveError, connect_if_installed, lock_organization, table
+from lakehouse.archive.hot_records import BATCHES_RESTORED
+from lakehouse.archive.installation import ArchiveError, connect_if_installed, lock_organization, note, table
 from lakehouse.duck import arrow, lake_relation
 from lakehouse.duck import connect as connect_duck
 from lakehouse.failpoints import failpoint
@@ -294,8 +295,10 @@ def _tombstones(connection: Connection, organization: str, batch: int) -> Iterat
 def recover_batches(app: App, organization: str) -> int:
     """Put back the batches that the lake has and the hot database forgot; returns how many. Idempotent.
 
-    After a restore from an older copy, so that the next batch follows the lake's last one. Their rows are in the hot
-    table again, and land as new versions when everything is compared; their tombstones stay in the lake alone.
+    After a restore from an older copy, so that the next batch follows the lake's last one. Their tombstones stay in
+    the lake alone. Rows that the copy has are in the hot table again, and land as new versions when everything is
+    compared; rows that were written after it are in the lake alone and stay archived, by what `_archive` has of them.
+    The audit tells which batches were put back.
 
     Raises:
         ArchiveError: the database made batches of its own under numbers that the lake has.
@@ -324,6 +327,16 @@ def recover_batches(app: App, organization: str) -> int:
                         "row_count, exported_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, clock_timestamp())"
                     ).format(table("batches")),
                     [organization, *row],
+                )
+            if new:
+                # Without it, nobody could tell these batches from others whose tombstones were removed here.
+                note(
+                    connection,
+                    actor="lakehouse",
+                    action=BATCHES_RESTORED,
+                    organization=organization,
+                    subject={"first": new[0][0], "last": new[-1][0]},
+                    reason="the lake has them, and the database had forgotten them",
                 )
         app.events.emit("archive_recovered", organization=organization, batches=len(new))
         return len(new)

@@ -15,7 +15,7 @@ class Fault:
 
     batch: int | None
     what: str
-    """receipt, signature, tombstones, rows, content, chain, hot, file"""
+    """receipt, signature, tombstones, rows, content, deleted, chain, hot, file"""
     detail: str
     keys: tuple[str, ...] = ()
     rows: int | None = None

@@ -35,7 +35,7 @@ class Gate:
     refusals: tuple[str, ...]
     """Why no row may go; each says what to do."""
     notes: tuple[str, ...]
-    """What fires when a row is deleted, and is not ours."""
+    """What fires when a row is deleted, and is not ours; states that the contract does not know."""
 
     @property
     def others(self) -> tuple[Reference, ...]:
@@ -99,7 +99,21 @@ def inspect(connection: psycopg.Connection[Any], contract: Contract) -> Gate:
         refusals += reference.refusals()
     notes = [f"trigger {t} of {name} fires at each delete" for t in triggers or ()]
     notes += [f"rule {r} of {name} rewrites deletes" for r in rules or ()]
+    notes += _unknown_states(contract, hot)
     return Gate(contract, hot, references, tuple(refusals), tuple(notes))
+
+
+def _unknown_states(contract: Contract, hot: HotTable) -> list[str]:
+    """Labels of the state's type that the contract was written without."""
+    if (states := contract.states) is None or (column := hot.columns.get(contract[states.column].source)) is None:
+        return []
+    unknown = sorted({label for _, label in column.labels} - set(states.known))
+    if not unknown:
+        return []
+    return [
+        f"{contract.source_name}.{column.name} may be {', '.join(unknown)}, which the contract does not know: such "
+        "rows stay. Say in a new version of the contract what it means (`states`)"
+    ]
 
 
 _FACTS = """

@@ -12,7 +12,7 @@ that only the lake remembers frees nothing, for whoever can write to the lake mu
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -48,6 +48,7 @@ __all__ = [
     "all_holds",
     "concerns",
     "find_organization",
+    "forgotten",
     "held",
     "holds_on",
     "list_holds",
@@ -259,6 +260,24 @@ def list_holds(app: App, organization: str | None = None, *, released: bool = Fa
     return listed
 
 
+def forgotten(app: App, connection: psycopg.Connection[Any] | None, organization: str) -> list[Hold]:
+    """Holds in force that the lake has and the database does not, which was restored: for who shows what is held.
+
+    `connection`: None where the database has no archive at all. Nothing is put back (`restore_from_lake` does that).
+
+    Raises:
+        LakehouseError: the lake does not answer.
+    """
+    lake = {key: hold for key, hold in mirror.read_holds(app.lake(organization)).items() if hold.released_at is None}
+    known = _known(connection, lake) if connection is not None and lake else set()
+    return sorted((h for key, h in lake.items() if key not in known), key=lambda h: (h.placed_at, h.id))
+
+
+def _known(connection: psycopg.Connection[Any], ids: Iterable[uuid.UUID]) -> set[uuid.UUID]:
+    rows = connection.execute(sql.SQL("SELECT id FROM {} WHERE id = ANY(%s)").format(table("holds")), [list(ids)])
+    return {key for (key,) in rows}
+
+
 def restore_from_lake(app: App, organization: str) -> list[Hold]:
     """Put back the holds that the lake has and the database forgot, released ones too; returns those put back.
 
@@ -272,13 +291,7 @@ def restore_from_lake(app: App, organization: str) -> list[Hold]:
     if not lake:
         return []
     with connect(app) as connection:
-        known = {
-            row[0]
-            for row in connection.execute(
-                sql.SQL("SELECT id FROM {} WHERE id = ANY(%s)").format(table("holds")), [list(lake)]
-            )
-        }
-        if known == lake.keys():
+        if _known(connection, lake) == lake.keys():
             return []
         restored = []
         with _locked(connection, organization, "holds of the lake were not put back"):

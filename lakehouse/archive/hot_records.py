@@ -18,9 +18,13 @@ from lakehouse.secrets.envelope import parse_key
 from schemas.errors import LakehouseError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from lakehouse.app import App
 
 COMPARED = "compared"
+BATCHES_RESTORED = "batches restored"
+"""In the audit: batches that a restored database got back from the lake, without their tombstones."""
 _BATCHES = sql.SQL("SELECT number, id::text, table_name, receipt, chain, row_count FROM {}").format(table("batches"))
 
 
@@ -67,6 +71,33 @@ class HotRecords:
                 found[row["batch"]].append(tombstone(row))
         return found
 
+    def cutoff(self, app: App) -> datetime | None:
+        """See `audit_cutoff`; None where it cannot be asked."""
+        return audit_cutoff(self._connection, app) if self._connection is not None else None
+
+    def kept_from(self) -> int | None:
+        """The first batch that has tombstones here; None where none has, or where it cannot be asked."""
+        if self._connection is None:
+            return None
+        row = self._connection.execute(
+            sql.SQL("SELECT min(batch) FROM {} WHERE organization_id = %s").format(table("cold_storage_archive")),
+            [self._organization],
+        ).fetchone()
+        return row[0] if row else None
+
+    def put_back(self) -> frozenset[int]:
+        """Batches that the lake gave back after a restore, by the audit."""
+        if self._connection is None:
+            return frozenset()
+        rows = self._connection.execute(
+            sql.SQL(
+                "SELECT (subject->>'first')::bigint, (subject->>'last')::bigint FROM {} "
+                "WHERE organization_id = %s AND action = %s"
+            ).format(table("audit")),
+            [self._organization, BATCHES_RESTORED],
+        ).fetchall()
+        return frozenset(n for first, last in rows for n in range(first, last + 1))
+
     def of_row(self, row_key: str, table_name: str | None = None) -> list[Tombstone]:
         """The tombstones of one row."""
         if self._connection is None:
@@ -80,6 +111,16 @@ class HotRecords:
                 [self._organization, row_key, table_name, table_name],
             )
             return [tombstone(row) for row in cursor]
+
+
+def audit_cutoff(connection: psycopg.Connection[Any], app: App) -> datetime:
+    """Tombstones from before this moment may be pruned here: the audit window is over."""
+    row = connection.execute(
+        "SELECT %s - make_interval(years => %s)", [app.clock(), app.settings.archive.audit_years]
+    ).fetchone()
+    assert row is not None  # noqa: S101 - the query has no FROM
+    cutoff: datetime = row[0]
+    return cutoff
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""What would leave the hot database now, what would stay, and why: asked of the hot database, nothing is changed.
+"""What would leave the hot database now, what would stay, and why: asked of the hot database, and of the lake which
+holds it has that a restored database forgot. Nothing is changed.
 
 Counted by the same conditions that the deleting transaction uses, for organizations where archiving is off too. Two
 things only a proof can tell (`lakehouse archive run --dry-run`): whether the lake holds a row as it is, and how long a
@@ -21,11 +22,12 @@ from lakehouse.archive.age import Retention, read_retention
 from lakehouse.archive.batch import HELD, REFERRED
 from lakehouse.archive.foreign_keys import Reference, children_first
 from lakehouse.archive.gate import Gate, inspect
-from lakehouse.archive.holds import held
+from lakehouse.archive.holds import concerns, forgotten, held
 from lakehouse.archive.installation import connect_if_installed
 from lakehouse.archive.policy import Policy, policies, wants
 from lakehouse.archive.proof import NOT_LANDED
 from lakehouse.archive.readiness import not_ready
+from lakehouse.archive.records import Hold
 from lakehouse.capture.position import XID_SPACE
 from lakehouse.capture.source import SourceTableMissing
 from lakehouse.control import store
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from lakehouse.landing.cursor import LakeCursor
 
 IN_USE = "in use"
+UNKNOWN = "in an unknown state"
 AHEAD = "not old: a timestamp lies ahead"
 NOT_OLD = "not old"
 AGELESS = "not old: no timestamp tells its age"
@@ -153,11 +156,20 @@ def _make(
             retention = read_retention(connection, app.settings.source, organization)
         except LakehouseError as error:
             refused = error.detail
+        unknown, restored = "", list[Hold]()
+        try:
+            restored = forgotten(app, connection if installed else None, organization)
+        except LakehouseError as error:
+            unknown = f"nobody knows what the lake holds back: {error.detail}"
         for number, name in enumerate(order, start=1):
             gate = gates.by_table[name]
             one = TablePlan(organization, name, policy is not None and policy.covers(gate.contract), number)
             one.notes = list(gate.notes)
-            one.refusals = [refused] if refused else []
+            one.refusals = [*filter(None, (refused, unknown))]
+            if mine := [h for h in restored if concerns(h, name)]:
+                one.notes.append(
+                    f"{len(mine):,} holds are in the lake alone: the database was restored; the next run puts them back"
+                )
             one.refusals += gate.refusals
             if why := not_ready(app, connection, gate, organization):
                 one.refusals.append(why)
@@ -165,7 +177,7 @@ def _make(
                 one.retention_days = retention.days
                 cursor = cursors[name].get(organization)
                 one.quarantined = cursor.quarantine.open if cursor and cursor.quarantine else 0
-                _count(connection, gates, gate, policy, one, retention.cutoff, cursor, installed=installed)
+                _count(connection, gates, gate, policy, one, retention.cutoff, cursor, restored, installed=installed)
             plan.tables.append(one)
     return plan
 
@@ -178,6 +190,7 @@ def _count(
     one: TablePlan,
     cutoff: datetime,
     cursor: LakeCursor | None,
+    restored: Sequence[Hold],
     *,
     installed: bool,
 ) -> None:
@@ -186,8 +199,9 @@ def _count(
         return
     if not gate.hot.readable or gate.hot.row_security:
         return
-    look = _Look(gates, policy, cutoff, installed)
+    look = _Look(gates, policy, cutoff, installed, restored)
     cases: list[tuple[sql.Composable, str]] = [
+        (age.unknown_state(contract), _states(contract, UNKNOWN)),
         (age.in_use(contract), _states(contract, IN_USE)),
         (sql.SQL("{} > clock_timestamp()").format(age.age(contract)), AHEAD),
         (sql.SQL("{} IS NULL").format(age.age(contract)), AGELESS),
@@ -242,8 +256,10 @@ def _count(
 def _states(contract: Contract, reason: str) -> str:
     if contract.states is None:
         return reason
-    labels = contract.states.never_old if reason == IN_USE else contract.states.old_since_landing
-    return f"{reason}: {contract.states.column} {', '.join(labels)}"
+    states = contract.states
+    if reason == UNKNOWN:
+        return f"{IN_USE}: {states.column} is none of {', '.join(states.known)}, which the contract knows"
+    return f"{reason}: {states.column} {', '.join(states.never_old if reason == IN_USE else states.old_since_landing)}"
 
 
 def _needed(contract: Contract) -> list[str]:
@@ -271,9 +287,10 @@ class _Look:
     policy: Policy | None
     cutoff: datetime
     installed: bool
+    forgotten: Sequence[Hold]
 
     def held(self, contract: Contract, alias: str) -> sql.Composable:
-        return held(contract, alias) if self.installed else sql.SQL("false")
+        return held(contract, alias, installed=self.installed, forgotten=self.forgotten)
 
     def kept_by(self, reference: Reference, alias: str, seen: tuple[str, ...] = ()) -> sql.Composable:
         """A row that refers by this key to the row `alias` stays."""

@@ -24,12 +24,13 @@ from lakehouse.archive.candidates import Place, archive_source, read_slice
 from lakehouse.archive.durable import Waiver, read_backing
 from lakehouse.archive.export import export_batches, recover_batches
 from lakehouse.archive.gate import Gate, TableRefused
-from lakehouse.archive.holds import restore_from_lake
+from lakehouse.archive.holds import forgotten, restore_from_lake
 from lakehouse.archive.installation import ArchiveError, connect_anyway, note
 from lakehouse.archive.plan import Gates, open_gates
 from lakehouse.archive.policy import Policy, PolicyOff, policies, wants
 from lakehouse.archive.proof import Proof, Unproven, prove
 from lakehouse.archive.readiness import not_ready
+from lakehouse.archive.records import Hold
 from lakehouse.archive.seal import Sealer
 from lakehouse.archive.throttle import Throttle
 from lakehouse.capture.source import Source
@@ -208,6 +209,8 @@ class _Run:
     result: Result
     should_stop: Callable[[], bool]
     waiver: Waiver | None
+    forgotten: Sequence[Hold] = ()
+    """In a dry run: the organization's holds that only the lake has."""
 
     @property
     def dry_run(self) -> bool:
@@ -216,7 +219,9 @@ class _Run:
     def organization(self, organization: str, policy: Policy | None, tables: Sequence[str]) -> None:
         """One organization; what is understood and goes wrong is in the result."""
         try:
-            if not self.dry_run:
+            if self.dry_run:
+                self.forgotten = forgotten(self.app, self.connection if self.installed else None, organization)
+            else:
                 self.result.holds_restored += len(restore_from_lake(self.app, organization))
                 recover_batches(self.app, organization)
         except LakehouseError as error:
@@ -315,7 +320,16 @@ class _Run:
         """Read and prove one slice. In a thread of its own, so with a connection of its own."""
         settings = self.app.settings.archive
         cutoff = read_retention(connection, self.app.settings.source, organization).cutoff
-        found = read_slice(self.source, gate, organization, cutoff, after=after, most=most, installed=self.installed)
+        found = read_slice(
+            self.source,
+            gate,
+            organization,
+            cutoff,
+            after=after,
+            most=most,
+            installed=self.installed,
+            forgotten=self.forgotten,
+        )
         with ExitStack() as stack:
             if not found.rows.num_rows:
                 return _Opened(None, None, stack.pop_all())

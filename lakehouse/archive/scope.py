@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from lakehouse.app import App
 
 
-def held(contract: Contract, alias: str) -> sql.Composable:
+def held(contract: Contract, alias: str, *, installed: bool = True, forgotten: Sequence[Hold] = ()) -> sql.Composable:
     """The SQL condition, over the hot table `alias`, that a hold in force names the row; never NULL.
 
     For a statement that is run with parameters (`%` in a name is doubled), in READ COMMITTED and after the
-    organization's lock was taken: only then does it see a hold that this transaction waited for.
+    organization's lock was taken: only then does it see a hold that this transaction waited for. `installed`: false
+    where the database has no holds at all. `forgotten`: holds in force that it has not, for who only looks.
     """
+    if not installed and not forgotten:
+        return sql.SQL("false")
     tenant = hot_column(contract, contract.tenant, alias) + sql.SQL("::text")
     # A hold's text is compared byte by byte, whatever collation the hot column has.
     tenant = sql.SQL('({} COLLATE "C")').format(tenant)
@@ -43,7 +46,36 @@ def held(contract: Contract, alias: str) -> sql.Composable:
         "(EXISTS (SELECT FROM {holds} AS _h WHERE {shared}) OR ({tenant}, {key}) IN "
         "(SELECT _h.organization_id, unnest(_h.row_keys) FROM {holds} AS _h "
         "WHERE _h.released_at IS NULL AND _h.table_name = {table} AND _h.row_keys IS NOT NULL))"
-    ).format(holds=table("holds"), shared=shared, tenant=tenant, key=key, table=sql.Literal(contract.table))
+    ).format(
+        holds=_holds(forgotten, installed=installed),
+        shared=shared,
+        tenant=tenant,
+        key=key,
+        table=sql.Literal(contract.table),
+    )
+
+
+def _holds(forgotten: Sequence[Hold], *, installed: bool) -> sql.Composable:
+    """What to ask for holds: their table, and beside it those that it has forgotten."""
+    if not forgotten:
+        return table("holds")
+    columns = "organization_id, table_name, row_keys, event_from, event_upto, released_at"
+    parts: list[sql.Composable] = [sql.SQL("SELECT {} FROM {}").format(sql.SQL(columns), table("holds"))]
+    for hold in forgotten:
+        keys = None if hold.row_keys is None else [_doubled(key) for key in hold.row_keys]
+        parts.append(
+            sql.SQL(
+                "SELECT {}::text AS organization_id, {}::text AS table_name, {}::text[] AS row_keys, "
+                "{}::timestamptz AS event_from, {}::timestamptz AS event_upto, NULL::timestamptz AS released_at"
+            ).format(
+                sql.Literal(_doubled(hold.organization)),
+                sql.Literal(hold.table),
+                sql.Literal(keys),
+                sql.Literal(hold.event_from),
+                sql.Literal(hold.event_upto),
+            )
+        )
+    return sql.SQL("({})").format(sql.SQL(" UNION ALL ").join(parts if installed else parts[1:]))
 
 
 def concerns(hold: Hold, table_name: str) -> bool:

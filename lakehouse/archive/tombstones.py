@@ -78,21 +78,25 @@ class Tombstones:
         ).fetchall()
         return rows
 
-    def pruned(self, organization: str) -> bool:
-        """Whether some of the organization's tombstones may not be here (any more), but in the lake alone.
+    def complete(self, organization: str, number: int, chain: str) -> bool:
+        """Whether no batch up to this one, the lake's last, has its tombstones in the lake alone.
 
-        Pruning goes in the order of batches, and batches stay: what is left is all of them from some batch on.
+        They are pruned after the audit window; a database that was restored has forgotten batches, or got them back
+        without; and anybody may have removed them here. So each number is looked for: one probe of an index a batch.
         """
         if not self.there:
             # It may have had an archive, and have been restored without.
-            return True
-        row = self._catalog.execute(
-            "SELECT (SELECT min(number) FROM lakehouse_archive.batches WHERE organization_id = %s), "
-            "(SELECT min(batch) FROM lakehouse_archive.cold_storage_archive WHERE organization_id = %s)",
-            [organization, organization],
+            return False
+        (found,) = self._catalog.execute(
+            "SELECT EXISTS (SELECT FROM lakehouse_archive.batches "
+            "WHERE organization_id = %s AND number = %s AND chain = %s) AND NOT EXISTS ("
+            # A subquery in this place is never joined: no plan of it reads all tombstones.
+            "SELECT FROM generate_series(1, %s::bigint) AS n (batch) WHERE (SELECT true "
+            "FROM lakehouse_archive.cold_storage_archive AS t "
+            "WHERE t.organization_id = %s AND t.batch = n.batch LIMIT 1) IS NULL)",
+            [organization, number, chain, number, organization],
         ).fetchone()
-        first, kept = row
-        return first is not None and first != kept
+        return bool(found)
 
     def after(self, organization: str, number: int) -> Iterator[list[Taken]]:
         """The tombstones of batches above a number, and of those that are not noted as exported, page by page."""

@@ -151,6 +151,19 @@ class DestinationFilling(Base):
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class DestinationDifference(Base):
+    """A table of a destination that was found to hold something else than the lake. No row: nothing is known of it."""
+
+    __tablename__ = "destination_differences"
+    destination_id: Mapped[UUID] = mapped_column(
+        ForeignKey("warehouse_destinations.id", ondelete="CASCADE"), primary_key=True
+    )
+    organization_id: Mapped[str] = mapped_column(primary_key=True)
+    table_name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    detail: Mapped[str] = mapped_column(String(500))
+    found_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class WarehouseDelivery(Base):
     """An outbox row: the range (`sequence_after`, `sequence_upto`] of one table for one destination.
 

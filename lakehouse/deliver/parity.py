@@ -22,12 +22,14 @@ from federation.files.adapter import FilesAdapter
 from federation.kinds import DeliveryStatus, DestinationKind
 from federation.postgres.adapter import PostgresAdapter
 from federation.protocol import DIGITS, Content, DestinationError, GapError
+from lakehouse.deliver.differences import remember
 from lakehouse.deliver.ranges import LakeTable, open_lake_table
 from lakehouse.deliver.sides import HASH, Files, Relation, Replica, There, field_named
 from lakehouse.deliver.targets import adapter_of, credentials_of, way_to
 from lakehouse.destinations import organizations_of
 from lakehouse.duck import connect, quoted
 from lakehouse.landing.ended import Ending, in_ended_days, read_endings
+from lakehouse.observe.events import describe
 from schemas.canonical import duckdb_field_text
 from schemas.contract import Contract
 from schemas.errors import LakehouseError, Retry
@@ -90,11 +92,25 @@ class Parity:
     def lag(self) -> int:
         return self.lake_sequence - self.sequence
 
+    @property
+    def fault(self) -> str | None:
+        """What differs; None where nothing does, or where one of the two could not be asked now."""
+        if self.error is not None:
+            return None if self.error.retry is Retry.TIMED else describe(self.error)
+        if self.equal:
+            return None
+        if not self.differences:
+            return "differs from the lake"
+        return f"differs from the lake, first at {self.differences[0]}"
+
 
 def parity(
     app: App, destinations: Sequence[Destination], tables: Sequence[str], *, limit: int = LIMIT
 ) -> Iterator[Parity]:
-    """Compare each destination and table that something was delivered to, one after another."""
+    """Compare each destination and table that something was delivered to, one after another.
+
+    What is found is remembered: no row is archived on the word of a destination that is known to differ.
+    """
     for destination in destinations:
         kind = DestinationKind(destination.kind)
         if kind not in COPYING:
@@ -104,7 +120,10 @@ def parity(
         for organization in organizations_of(app, destination):
             for table in wanted:
                 upto = delivered.get((organization, table), 0)
-                yield _one(app, destination, organization, kind, app.contract(table), upto, limit)
+                result = _one(app, destination, organization, kind, app.contract(table), upto, limit)
+                if result.equal or result.fault is not None:
+                    remember(app.engine, destination.id, organization, table, result.fault or "")
+                yield result
 
 
 def acknowledged(app: App, destination: Destination) -> dict[tuple[str, str], int]:

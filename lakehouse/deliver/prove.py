@@ -16,7 +16,6 @@ from lakehouse.control.models import ERROR_LENGTH, WarehouseDestination
 from lakehouse.deliver.parity import Parity, parity
 from lakehouse.destinations import PARITY, destinations
 from lakehouse.observe.events import describe
-from schemas.errors import Retry
 
 if TYPE_CHECKING:
     import uuid
@@ -31,7 +30,7 @@ def prove(app: App, *, should_stop: Callable[[], bool] = lambda: False) -> list[
         faults, asked = [], False
         for result in parity(app, [destination], list(app.contracts)):
             results.append(result)
-            fault = _fault(result)
+            fault = result.fault
             asked |= fault is not None or result.equal
             with app.events.unit("parity", table=result.table, organization=result.organization) as event:
                 event |= {"destination": result.destination, "rows": result.rows, "lag": result.lag}
@@ -45,17 +44,6 @@ def prove(app: App, *, should_stop: Callable[[], bool] = lambda: False) -> list[
         if asked and destination.status != DestinationStatus.PAUSED.value:
             _note(app, destination.id, "; ".join(faults))
     return results
-
-
-def _fault(result: Parity) -> str | None:
-    """What differs; None where nothing does, or where one of the two could not be asked now."""
-    if result.error is not None:
-        return None if result.error.retry is Retry.TIMED else describe(result.error)
-    if result.equal:
-        return None
-    if not result.differences:
-        return "differs from the lake"
-    return f"differs from the lake, first at {result.differences[0]}"
 
 
 def _note(app: App, destination: uuid.UUID, faults: str) -> None:

@@ -17,8 +17,9 @@ from federation.config import COPYING
 from federation.kinds import DeliveryStatus, DestinationKind, DestinationStatus
 from federation.protocol import Delivery
 from lakehouse.control.models import WarehouseDelivery, WarehouseDestination
+from lakehouse.deliver.differences import remember
 from lakehouse.deliver.fill import Place, fill
-from lakehouse.deliver.parity import check_range
+from lakehouse.deliver.parity import DifferenceError, check_range
 from lakehouse.deliver.plan import STEP, plan_deliveries
 from lakehouse.deliver.ranges import open_lake_table, range_reader
 from lakehouse.deliver.targets import adapter_of, credentials_of
@@ -191,9 +192,12 @@ def _resync(app: App, destination: Destination, organization: str, tables: Seque
                 try:
                     receipt, lake = fill(app, adapter, Place(destination.id, contract, organization))
                     check_range(app, adapter, kind, credentials, lake, 0)
+                    remember(app.engine, destination.id, organization, table, "")
                     result.sequence, result.deliveries = receipt.sequence, 1
                     event |= {"rows": receipt.rows, "bytes": receipt.bytes, "snapshot": lake.snapshot_id}
                 except LakehouseError as error:
+                    if isinstance(error, DifferenceError):
+                        remember(app.engine, destination.id, organization, table, error.detail)
                     result.error = error
                     event |= {"outcome": "error", "error": error.detail}
             results.append(result)

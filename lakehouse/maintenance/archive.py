@@ -3,8 +3,8 @@ tombstones that are old enough are pruned.
 
 Invariants: a tombstone is pruned from the hot database only when the audit window is over and the lake's `_archive`
 has its batch, which is asked of the lake itself; pruning goes in the order of batches and never past one that must
-stay, so what is left is everything from some batch on (`lakehouse.archive.archived` relies on it). Batches, with
-their receipts, stay for ever. Killed anywhere, the rest goes next time.
+stay. Batches, with their receipts, stay for ever: capture and `receipts verify` ask the lake about those that have no
+tombstones here. Killed anywhere, the rest goes next time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from psycopg import sql
 from lakehouse.archive.archive_table import Standing, open_archive, read_standing
 from lakehouse.archive.export import export_all
 from lakehouse.archive.holds import mirror_holds
+from lakehouse.archive.hot_records import audit_cutoff
 from lakehouse.archive.installation import connect_if_installed, table
 from lakehouse.recall.run import expire_recalls
 from schemas.errors import LakehouseError
@@ -49,16 +50,13 @@ def _prune_all(app: App) -> tuple[int, list[LakehouseError]]:
     with connect_if_installed(app) as connection:
         if connection is None:
             return 0, []
-        cutoff = connection.execute(
-            "SELECT %s - make_interval(years => %s)", [app.clock(), app.settings.archive.audit_years]
-        ).fetchone()
-        assert cutoff is not None  # noqa: S101 - the query has no FROM
+        cutoff = audit_cutoff(connection, app)
         organizations = connection.execute(
             sql.SQL("SELECT DISTINCT organization_id FROM {} ORDER BY 1").format(table("batches"))
         ).fetchall()
         for (organization,) in organizations:
             try:
-                pruned = _prune(app, connection, organization, cutoff[0])
+                pruned = _prune(app, connection, organization, cutoff)
             except LakehouseError as error:
                 errors.append(error)
                 continue

@@ -18,6 +18,8 @@ from federation.kinds import DestinationKind
 from federation.protocol import Delivery, DestinationError
 from lakehouse import destinations
 from lakehouse.app import App
+from lakehouse.archive import durable
+from lakehouse.deliver import fill
 from lakehouse.deliver.parity import DifferenceError
 from lakehouse.deliver.plan import plan_deliveries
 from lakehouse.deliver.ranges import open_lake_table, range_reader
@@ -26,6 +28,7 @@ from lakehouse.outbox import tasks
 from lakehouse.worker.worker import Worker
 from schemas.contract import BUILT_IN
 from schemas.errors import LakehouseError, Retry
+from tests.cold import REFERENCES, allow, archive_once, archive_variables, old_events
 from tests.conformance.places import Replica
 from tests.conformance.stage import Stage, more_columns
 from tests.faults.proxy import Fault, PostgresProxy
@@ -92,6 +95,38 @@ def test_what_others_built_on_it_survives(stage: Stage, there: psycopg.Connectio
     assert there.execute("SELECT sum(n) FROM mine").fetchone() == (11,)
     assert there.execute("SELECT to_regclass('mine_index') IS NOT NULL").fetchone() == (True,)
     stage.equal()
+
+
+def test_what_is_known_to_be_cleared_backs_no_archiving(
+    stage: Stage, there: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house, asked = stage.house, []
+
+    def backing() -> durable.Backing:
+        return durable.read_backing(house.app.engine, "org-a", "events", [DestinationKind.POSTGRES_REPLICA], None)
+
+    house.variables |= archive_variables(stage.folder)
+    house.reopen(ARCHIVE__RECEIPT_KINDS='["POSTGRES_REPLICA"]')
+    allow(house, "org-a")
+    with house.hot() as hot:
+        for statement in REFERENCES:
+            hot.execute(statement)
+        old_events(hot, "org-a", 200, 5)
+    house.sync_ok("events")
+    stage.delivered()
+    assert backing().sequence == 15
+    there.execute("DELETE FROM _events")
+    assert not stage.parity().equal
+    assert (backing().sequence, backing().holding(1)) == (-1, ("ICEBERG_S3 lake",))
+    assert archive_once(house, "events", "org-a").kept == {"no destination holds it": 5}
+    (result,) = resync(house.app, stage.destination, ["events"])
+    assert result.error is None and backing().sequence == 15
+    # While it is filled anew, for whatever reason, nobody rests on it.
+    monkeypatch.setattr(fill, "failpoint", lambda name: asked.append((name, backing().sequence)))
+    resync(house.app, stage.destination, ["events"])
+    assert asked and {sequence for _, sequence in asked} == {-1}
+    assert backing().sequence == 15
+    assert archive_once(house, "events", "org-a").rows == 5
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ import pytest
 
 from lakehouse.archive import batch, holds
 from lakehouse.archive.age import RetentionRefused
+from lakehouse.archive.batch import HELD
 from lakehouse.archive.gate import TableRefused
 from lakehouse.archive.installation import ArchiveError, lock_organization
+from lakehouse.archive.plan import make_plan
 from lakehouse.archive.policy import PolicyOff
 from lakehouse.archive.records import FIRST_CHAIN, chain_after, content_digest, tombstones_digest
+from lakehouse.archive.run import archive_all
 from lakehouse.archive.seal import PublicKey, read_signing_key, unseal
 from schemas.errors import LakehouseError
 from tests.cold import REFERENCES, Round, allow, archive_once, archive_variables, old_events, old_findings, tombstones
@@ -86,6 +89,53 @@ def test_old_rows_go_and_leave_a_tombstone_and_a_receipt_that_verifies(house: La
         assert {t.delivered_to for t in mine} == {("ICEBERG_S3 lake",)}
         chain = chain_after(chain, receipt)
         assert link == chain
+
+
+@pytest.mark.parametrize("lost", ["the holds", "the archive"])
+def test_plan_and_dry_run_know_the_holds_that_a_restore_forgot(house: Lakehouse, lost: str) -> None:
+    allow(house, "org-a")
+    with house.hot() as hot:
+        old_events(hot, "org-a", 1, 9)
+        old_findings(hot, "org-a", 1, 1, event=9)
+        hot.execute("UPDATE ingested_events SET id = '100%' WHERE id = 'org-a-e1'")
+        for table in ("events", "findings"):
+            house.backfill(table)
+        holds.place(house.app, "org-a", reason="x", table_name="events", row_keys=["100%", "org-a-e2"])
+        holds.place(house.app, "org-a", reason="x", table_name="findings")
+        ended = holds.place(house.app, "org-a", reason="x", table_name="events")
+        holds.release(house.app, ended.id, reason="over")
+        moment = datetime(2020, 1, 1, 0, 3, tzinfo=UTC)
+        holds.place(house.app, "org-a", reason="x", event_from=moment, event_upto=moment + timedelta(minutes=1))
+        hot.execute("DELETE FROM lakehouse_archive.holds")
+        if lost == "the archive":
+            hot.execute("DROP SCHEMA lakehouse_archive CASCADE")
+    events, findings = (make_plan(house.app, ["org-a"], [table]).tables[0] for table in ("events", "findings"))
+    assert (findings.rows, findings.kept) == (0, {HELD: 1})
+    # Two by their ids, one by its time; and the event of the finding that stays.
+    assert (events.rows, events.kept) == (5, {HELD: 3, "referred to by public.security_findings (event_id)": 1})
+    assert any(note.startswith("2 holds are in the lake alone") for note in events.notes), events.notes
+    (dry,) = archive_all(house.app, ["org-a"], ["events"], dry_run=True).tables
+    assert (dry.state, dry.candidates, dry.proven) == ("done", 5, 5), dry.detail
+    if lost == "the holds":
+        # What runs puts them back, and comes to the same.
+        done = archive_all(house.app, ["org-a"], ["events"])
+        assert (done.holds_restored, [t.rows for t in done.tables]) == (4, [5])
+        assert make_plan(house.app, ["org-a"], ["events"]).tables[0].notes == []
+
+
+def test_a_state_that_the_contract_does_not_know_is_in_use(house: Lakehouse) -> None:
+    allow(house, "org-a")
+    with house.hot() as hot:
+        old_findings(hot, "org-a", 1, 3)
+        hot.execute("ALTER TYPE \"FindingStatus\" ADD VALUE 'INVESTIGATING'")
+        hot.execute("UPDATE security_findings SET status = 'INVESTIGATING' WHERE id = 'org-a-f2'")
+    house.backfill("findings")
+    (plan,) = make_plan(house.app, ["org-a"], ["findings"]).tables
+    assert plan.rows == 2
+    assert plan.kept == {"in use: status is none of OPEN, RESOLVED, MUTED, which the contract knows": 1}
+    assert any("status may be INVESTIGATING, which the contract does not know" in note for note in plan.notes)
+    assert archive_once(house, "findings", "org-a").rows == 2
+    assert ids(house, "security_findings") == {"f2"}
 
 
 def lake_hashes(house: Lakehouse, table: str, organization: str) -> list[tuple[str, str]]:

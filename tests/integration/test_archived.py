@@ -186,6 +186,28 @@ def test_a_database_that_lost_its_archive_asks_the_lake(house: Lakehouse) -> Non
     assert_settled(house, 2, 9)
 
 
+@pytest.mark.parametrize("batch", ["without tombstones", "forgotten", "another"])
+@pytest.mark.parametrize("method", METHODS)
+def test_what_only_the_lake_has_of_the_archive_is_no_delete(house: Lakehouse, method: str, batch: str) -> None:
+    """A restore forgets batches, `recover_batches` puts them back without tombstones, and anybody may remove some."""
+    archive_rows(house, "events", "org-a", keys(1, 2))
+    archive_rows(house, "events", "org-a", keys(3, 4))
+    archive_rows(house, "events", "org-a", keys(5))
+    export_batches(house.app, "org-a")
+    number = 2 if batch == "without tombstones" else 3
+    with house.hot() as hot:
+        hot.execute("DELETE FROM lakehouse_archive.cold_storage_archive WHERE batch = %s", [number])
+        if batch != "without tombstones":
+            hot.execute("DELETE FROM lakehouse_archive.batches WHERE number = %s", [number])
+    if batch == "another":
+        archive_rows(house, "events", "org-a", keys(6))
+        with house.hot() as hot:
+            hot.execute("UPDATE lakehouse_archive.batches SET chain = repeat('f', 64) WHERE number = 3")
+    delete(house, 9)
+    assert house.sync_ok("events", reconcile=True).deletes == {"org-a": 1}, "the host's delete, and no other"
+    assert_settled(house, 6 if batch == "another" else 5, 9)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_an_id_that_was_inserted_again_and_seen_is_deleted_for_good(house: Lakehouse, method: str) -> None:
     archive_rows(house, "events", "org-a", keys(1, 2, 3))

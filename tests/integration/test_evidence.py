@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lakehouse.archive.audit import read_audit
 from lakehouse.archive.evidence import Verified, public_keys, verify
-from lakehouse.archive.export import export_batches
+from lakehouse.archive.export import export_batches, recover_batches
 from lakehouse.archive.recorded import open_recorded
 from lakehouse.archive.seal import make_signing_key, unseal
 from lakehouse.embedded.postgres import EmbeddedPostgres
@@ -29,6 +30,9 @@ from schemas.contract import BUILT_IN
 from schemas.errors import LakehouseError, Retry
 from tests.cold import REFERENCES, allow, archive_once, archive_variables, old_events, old_findings
 from tests.support import ROOT, Lakehouse, host_tables, local_variables, s3_variables
+
+AUDIT_WINDOW = timedelta(days=8 * 366)
+"""Longer than tombstones stay in the hot database."""
 
 
 @dataclass(frozen=True)
@@ -224,8 +228,56 @@ def test_a_tombstone_that_the_hot_database_lost_is_named(own: Lakehouse) -> None
     with own.hot() as hot:
         # Pruned after the audit window: the lake has them, and that is no fault.
         hot.execute("DELETE FROM lakehouse_archive.cold_storage_archive WHERE batch <= 3")
+    own.clock.offset = AUDIT_WINDOW
     result = check(own)
-    assert result.sound and result.lake_alone == 3
+    assert result.sound and result.lake_alone == 3 and result.notes == []
+
+
+def test_a_batch_whose_tombstones_nobody_pruned_is_named(own: Lakehouse) -> None:
+    with own.hot() as hot:
+        hot.execute("DELETE FROM lakehouse_archive.cold_storage_archive WHERE organization_id = 'org-a' AND batch = 4")
+    result = check(own)
+    assert said(result) == [(4, "hot", ())] and result.lake_alone == 1
+    assert "younger than the audit window of 7 years" in result.faults[0].detail
+    assert "batch 4: hot: " in own.run("receipts", "verify", "-o", "org-a", "--chain", check=1).stdout
+    own.clock.offset = AUDIT_WINDOW
+    result = check(own)
+    assert said(result) == [(4, "hot", ())], "old enough, and the ones before it are still there"
+    assert "batch 1 still has some there" in result.faults[0].detail
+
+
+def test_batches_that_a_restored_database_got_back_are_told_from_those(own: Lakehouse) -> None:
+    with own.hot() as hot:
+        for name, column in (("cold_storage_archive", "batch"), ("batches", "number")):
+            hot.execute(f"DELETE FROM lakehouse_archive.{name} WHERE organization_id = 'org-a' AND {column} >= 3")
+    assert {f.batch for f in check(own).faults} == {3, 4}, "forgotten, and not put back yet"
+    assert recover_batches(own.app, "org-a") == 2
+    (line,) = read_audit(own.app, "org-a")
+    assert (line.action, line.subject) == ("batches restored", {"first": 3, "last": 4})
+    result = check(own)
+    assert result.sound and result.lake_alone == 2
+    assert len(result.notes) == 1 and result.notes[0].startswith("batches 3-4: the hot database was restored")
+    with own.hot() as hot:
+        hot.execute("DELETE FROM lakehouse_archive.cold_storage_archive WHERE organization_id = 'org-a' AND batch = 2")
+    assert said(check(own)) == [(2, "hot", ())]
+
+
+def test_an_archived_row_that_the_lake_shows_as_deleted_is_named_unless_it_came_back(own: Lakehouse) -> None:
+    with own.hot() as hot:
+        # One comes back, and is deleted; another is moved to another day before it goes.
+        old_events(hot, "org-a", 3, 1)
+        old_events(hot, "org-a", 40, 1)
+        own.sync_ok("events", reconcile=False)
+        hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e3'")
+        hot.execute("UPDATE ingested_events SET occurred_at = occurred_at - interval '9 days' WHERE id = 'org-a-e40'")
+        own.sync_ok("events", reconcile=False)
+        assert archive_once(own, "events", "org-a").rows == 1
+        export_batches(own.app, "org-a")
+        # Somebody makes a delete of an archived row.
+        hot.execute("DELETE FROM lakehouse_archive.cold_storage_archive WHERE row_key = 'org-a-e12'")
+    assert own.sync_ok("events", reconcile=True).deletes == {"org-a": 3}
+    assert said(check(own)) == [(3, "hot", ("org-a-e12",)), (3, "deleted", ("org-a-e12",))]
+    assert said(check(own, chain=False)) == [(3, "deleted", ("org-a-e12",))]
 
 
 def test_a_removed_batch_shows_wherever_it_stood(house: Lakehouse) -> None:

@@ -15,6 +15,8 @@ SUITE = "integration/test_archive_gate.py"
 RUNS = "integration/test_archive_run.py"
 BETWEEN = f"{SUITE}::test_what_happens_between_the_proof_and_the_lock_keeps_the_row"
 STOPS = f"{SUITE}::test_what_changes_between_the_proof_and_the_lock_stops_the_batch"
+FORGOTTEN = f"{SUITE}::test_plan_and_dry_run_know_the_holds_that_a_restore_forgot"
+REPLICA_KNOWN = "conformance/test_replica.py::test_what_is_known_to_be_cleared_backs_no_archiving"
 
 MUTANTS = (
     mutant(
@@ -123,6 +125,13 @@ MUTANTS = (
         f"{SUITE}::test_old_rows_go_and_leave_a_tombstone_and_a_receipt_that_verifies",
     ),
     mutant(
+        "what-is-not-known-to-be-in-use-is-not",
+        AGE,
+        "    return _in_none(contract, contract.states.settled, alias)\n",
+        "    return sql.SQL('NOT {}').format(_in_none(contract, contract.states.never_old, alias))\n",
+        f"{SUITE}::test_a_state_that_the_contract_does_not_know_is_in_use",
+    ),
+    mutant(
         "muted-once-is-muted-since",
         AGE,
         '    after = f"coalesce(list_max(list_transform({other}, lambda v: v.s)), -1)"',
@@ -186,6 +195,41 @@ MUTANTS = (
         '        self.connection.execute("COMMIT")\n'
         '        self.connection.execute("BEGIN")\n',
         "crash/test_kill_archive.py::test_killed_while_rows_leave",
+    ),
+    mutant(
+        "a-plan-of-the-databases-holds",
+        "lakehouse/archive/plan.py",
+        "            restored = forgotten(app, connection if installed else None, organization)\n",
+        "            restored = []\n",
+        FORGOTTEN,
+    ),
+    mutant(
+        "a-dry-run-of-the-databases-holds",
+        RUN,
+        "                self.forgotten = forgotten(self.app, self.connection if self.installed else None, organization)\n",
+        "                self.forgotten = ()\n",
+        FORGOTTEN,
+    ),
+    mutant(
+        "known-to-differ-and-counted",
+        "lakehouse/archive/durable.py",
+        "      AND NOT EXISTS (SELECT FROM destination_differences x WHERE x.destination_id = d.id\n",
+        "      AND NOT EXISTS (SELECT FROM destination_differences x WHERE x.destination_id = d.id AND false\n",
+        REPLICA_KNOWN,
+    ),
+    mutant(
+        "half-filled-and-counted",
+        "lakehouse/archive/durable.py",
+        "      AND NOT EXISTS (SELECT FROM destination_fillings f WHERE f.destination_id = d.id\n",
+        "      AND NOT EXISTS (SELECT FROM destination_fillings f WHERE f.destination_id = d.id AND false\n",
+        REPLICA_KNOWN,
+    ),
+    mutant(
+        "what-a-comparison-found-is-not-remembered",
+        "lakehouse/deliver/parity.py",
+        "                if result.equal or result.fault is not None:\n",
+        "                if result.equal:\n",
+        REPLICA_KNOWN,
     ),
     mutant(
         "no-receipt-asked-for",

@@ -11,6 +11,7 @@ RULE = "lakehouse/archive/archived.py"
 HELD = "lakehouse/landing/held.py"
 WINDOW = "lakehouse/window.py"
 ARCHIVED = "integration/test_archived.py"
+FENCES = "integration/test_fences.py"
 
 MUTANTS = (
     mutant(
@@ -96,10 +97,35 @@ MUTANTS = (
     mutant(
         "archive-of-the-lake-not-asked",
         RULE,
-        "            and self.tombstones.pruned(organization)\n",
-        "            and not organization\n",
+        "            and (relation := self._not_here(organization)) is not None\n",
+        "            and (relation := self._not_here(organization)) is None\n",
         f"{ARCHIVED}::test_a_lost_inventory_is_made_again_without_them[xmin-True]",
         f"{ARCHIVED}::test_a_database_that_lost_its_archive_asks_the_lake",
+    ),
+    mutant(
+        "only-the-first-batches-may-be-pruned",
+        "lakehouse/archive/tombstones.py",
+        '"SELECT FROM generate_series(1, %s::bigint) AS n (batch) WHERE (SELECT true "',
+        '"SELECT FROM generate_series(1, least(1, %s::bigint)) AS n (batch) WHERE (SELECT true "',
+        f"{ARCHIVED}::test_what_only_the_lake_has_of_the_archive_is_no_delete[xmin-without tombstones]",
+        f"{ARCHIVED}::test_what_only_the_lake_has_of_the_archive_is_no_delete[trigger-without tombstones]",
+        f"{FENCES}::test_a_restore_brings_archived_rows_back_to_life[before the window]",
+    ),
+    mutant(
+        "batches-that-a-restore-forgot-are-not-looked-for",
+        RULE,
+        "self.tombstones.complete(organization, standing.number, standing.chain)",
+        "self.tombstones.complete(organization, *self.tombstones._catalog.execute("
+        "'SELECT number, chain FROM lakehouse_archive.batches ORDER BY number DESC LIMIT 1').fetchone())",
+        f"{ARCHIVED}::test_what_only_the_lake_has_of_the_archive_is_no_delete[xmin-forgotten]",
+        f"{FENCES}::test_a_restore_brings_archived_rows_back_to_life[after it]",
+    ),
+    mutant(
+        "whatever-batch-has-the-number-is-the-lakes",
+        "lakehouse/archive/tombstones.py",
+        "AND number = %s AND chain = %s) AND NOT EXISTS (",
+        "AND number = %s AND %s <> '') AND NOT EXISTS (",
+        f"{ARCHIVED}::test_what_only_the_lake_has_of_the_archive_is_no_delete[xmin-another]",
     ),
     mutant(
         "recapture-leaves-out-what-came-back",

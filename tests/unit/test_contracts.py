@@ -191,6 +191,8 @@ def _with(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (_with("columns.9.type", "decimal(5,6)"), "columns[9].type", "scale at most the precision"),
         (_with("columns.9.type", "decimal(39,0)"), "columns[9].type", "precision at most 38"),
         (_with("not_exported", [{"column": "title", "reason": "x"}]), "not_exported[0].column", "'title' is exported"),
+        (_with("states", {"column": "status", "never_old": ["OPEN"]}), "states", "'finished' is a required property"),
+        (_with("states.finished", ["OPEN"]), "states", "'OPEN' is in more than one list"),
     ],
 )
 def test_a_fault_names_file_and_field(
