@@ -25,7 +25,7 @@ class ConfigError(LakehouseError):
 class IcebergS3Config(BaseModel):
     """The organization's own lake; where that is stands with the lake."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 def _identifier(text: str) -> str:
@@ -45,6 +45,19 @@ def _location(text: str) -> str:
     return f"s3://{parts.netloc}/{path}"
 
 
+def _region(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", text):
+        raise ValueError("a region looks like eu-central-1")
+    return text
+
+
+def _endpoint(text: str) -> str:
+    # What else is asked of it is asked where it leads: `lakehouse.egress.guard`.
+    if not text:
+        raise ValueError("an endpoint looks like https://host:port; leave the key out for Amazon's own")
+    return text
+
+
 IDENTIFIER_BYTES = 63
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
@@ -52,7 +65,7 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 class PostgresReplicaConfig(BaseModel):
     """A schema of a PostgreSQL database. Its URL, with user and password, is a credential."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     schema_name: Annotated[str, Field(alias="schema"), AfterValidator(_identifier)]
     history: bool = False
     """Also keep every version, as `<table>_history`."""
@@ -61,10 +74,10 @@ class PostgresReplicaConfig(BaseModel):
 class FilesConfig(BaseModel):
     """A prefix of a bucket. Keys are credentials; without any, the lake's own are used (and no `endpoint`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     location: Annotated[str, AfterValidator(_location)]
-    endpoint: str | None = None
-    region: str | None = None
+    endpoint: Annotated[str, AfterValidator(_endpoint)] | None = None
+    region: Annotated[str, AfterValidator(_region)] | None = None
     max_dates: Annotated[int, Field(ge=1, le=400)] = 90
     """Dates that one step writes at most, each an open file; a delivery of more is made in several."""
     history: bool = False
@@ -102,7 +115,11 @@ def parse_credentials(kind: DestinationKind, raw: Any) -> dict[str, str]:
     if not isinstance(raw, dict) or not all(isinstance(v, str) and v for v in raw.values()):
         raise ConfigError(f"the credentials of a {kind.value} destination are not an object of texts", known)
     if odd := sorted(map(str, raw.keys() - must - may)):
-        raise ConfigError(f"the credentials of a {kind.value} destination have unknown keys: {', '.join(odd)}", known)
+        # Whoever mixes up keys and values must not read a value here.
+        named = [key if re.fullmatch(r"[A-Za-z_]{1,40}", key) else "one that is no name" for key in odd]
+        raise ConfigError(
+            f"the credentials of a {kind.value} destination have unknown keys: {', '.join(dict.fromkeys(named))}", known
+        )
     if missing := sorted(must - raw.keys()):
         raise ConfigError(f"the credentials of a {kind.value} destination lack {', '.join(missing)}", known)
     if "url" in raw and (fault := _url_fault(raw["url"])):

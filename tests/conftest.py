@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -80,6 +80,18 @@ def s3(s3_server: EmbeddedS3) -> EmbeddedS3:
 def bucket(s3_server: EmbeddedS3) -> str:
     """The name of a fresh bucket."""
     return s3_server.create_bucket(f"test-{secrets.token_hex(6)}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A case of a kind that was skipped is an empty cell, and fails."""
+    report = yield
+    if report.skipped and item.name.startswith("test_conformance["):
+        report.outcome = "failed"
+        report.longrepr = f"a case that is skipped proves nothing: {report.longrepr}"
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

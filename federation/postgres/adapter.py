@@ -73,10 +73,17 @@ class PostgresAdapter:
             cursor.execute(
                 "SELECT has_database_privilege(current_database(), 'CREATE') "
                 "OR coalesce(has_schema_privilege(to_regnamespace($1), 'CREATE'), false), "
-                "has_database_privilege(current_database(), 'TEMPORARY')",
+                "has_database_privilege(current_database(), 'TEMPORARY'), "
+                "current_setting('transaction_read_only')::boolean",
                 (quoted(self.config.schema_name),),
             )
-            may_create, may_load = cursor.fetchone()
+            may_create, may_load, only_read = cursor.fetchone()
+            if only_read:
+                raise DestinationError(
+                    f"{self.where}: only reading is possible there",
+                    "It is a standby, or default_transaction_read_only is on: give the primary's address.",
+                    retry=Retry.MANUAL,
+                )
             if not may_load:
                 raise DestinationError(
                     f"{self.where}: its user may make no temporary tables, through which rows are loaded",

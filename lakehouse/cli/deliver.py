@@ -110,8 +110,10 @@ def parity(
         for r in results:
             _say(r)
     if not results:
+        where = " with this table" if names else ""
         raise LakehouseError(
-            "there is no destination that is fed by deliveries", "Add one: `lakehouse destinations add`."
+            f"there is no destination{where} that is fed by deliveries",
+            "`lakehouse destinations list` shows them; `destinations add` and `edit --table` change that.",
         )
     if not all(r.equal for r in results):
         raise typer.Exit(1)

@@ -188,6 +188,11 @@ def resync(
 
     app = open_app()
     found = operations.find(app, destination, _organization(app, organization))
+    for name in tables or []:
+        if not {app.contract(name).table, "*"} & set(found.tables):
+            raise LakehouseError(
+                f"{found.name} has no table {name}", f"It has: {', '.join(found.tables)}; `destinations edit --table`."
+            )
     show_delivered(fill(app, found, tables or list(app.contracts)), as_json=as_json)
 
 

@@ -106,7 +106,7 @@ def _storage(app: App, organization: str | None, config: FilesConfig, credential
                 retry=Retry.NEVER,
             )
         # The operator's own storage: no proxy.
-        return dict(app.address.storage)
+        return dict(app.address.storage) | ({"s3.region": config.region} if config.region else {})
     host, port = app.guard.check_url(config.endpoint) if config.endpoint else ("amazonaws.com", 443)
     client = f"{encode_organization(organization) if organization else 'all'}.{urlsplit(config.location).netloc}"
     storage = {

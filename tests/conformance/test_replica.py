@@ -75,7 +75,7 @@ def test_types_are_native_and_described(stage: Stage, there: psycopg.Connection[
         ).fetchall()
     )
     assert types["payload"] == "jsonb" and types["occurred_at"] == "timestamp with time zone"
-    assert there.execute("SELECT payload->>'n' IS NOT NULL OR true FROM events LIMIT 1").fetchone() == (True,)
+    assert there.execute("SELECT (payload->>'n')::int FROM events ORDER BY occurred_at LIMIT 1").fetchone() == (1,)
     comment = there.execute("SELECT col_description('events'::regclass, 1)").fetchone()
     assert comment is not None and comment[0]
     assert there.execute("SELECT count(*) FROM events_history").fetchone() == (10,)
@@ -379,6 +379,8 @@ def test_targets_that_are_refused(stage: Stage) -> None:
         ({"credentials": {"url": stage.house.hot_url}}, "the hot database itself"),
         ({"credentials": {}}, "lack url"),
         ({"credentials": {"url": "x", "password": "Canary"}}, "unknown keys: password"),
+        ({"credentials": {"postgresql://u:Canary@h/x": "x"}}, "unknown keys: one that is no name"),
+        ({"config": {"schema": "another", "history": "yes"}}, "history: Input should be a valid boolean"),
         ({"credentials": {"url": "postgresql://u:Canary@10.0.0.1/x"}}, "must be public"),
         ({"name": "x" * 161}, "1 to 160 printable"),
         ({"name": "x\0y"}, "1 to 160 printable"),
@@ -395,7 +397,32 @@ def test_targets_that_are_refused(stage: Stage) -> None:
     ):
         with pytest.raises(LakehouseError, match=message):
             add(stage, kind="PARQUET_S3", config={"location": location}, credentials={})
+    for config, message in (
+        ({"region": "eu; '--"}, "region: .* looks like eu-central-1"),
+        ({"endpoint": ""}, "endpoint: .* looks like https"),
+        ({"max_dates": True}, "max_dates: Input should be a valid integer"),
+    ):
+        with pytest.raises(LakehouseError, match=message):
+            add(stage, kind="JSONL_S3", config={"location": "s3://b/x", **config}, credentials={})
     assert [d.name for d in destinations.destinations(stage.house.app)] == ["lake", "there"]
+
+
+def test_one_that_can_only_be_read_is_refused(stage: Stage, there: psycopg.Connection[Any]) -> None:
+    user = urlsplit(stage.place.credentials["url"]).username
+    there.execute(sql.SQL("ALTER ROLE {} SET default_transaction_read_only = on").format(sql.Identifier(user or "")))
+    with pytest.raises(LakehouseError, match="only reading is possible there"):
+        destinations.reach(stage.house.app, stage.destination)
+
+
+def test_a_table_that_it_has_not_is_named(stage: Stage) -> None:
+    house = stage.house
+    for arguments, said in (
+        (("destinations", "resync", "there", "--table", "findings"), "there has no table findings"),
+        (("destinations", "resync", "there", "--table", "nosuch"), "nosuch"),
+        (("parity", "--table", "findings"), "no destination with this table"),
+    ):
+        done = house.run(*arguments, check=2)
+        assert said in done.stderr, done.stderr
 
 
 def test_a_destination_that_hangs_takes_one_place(stage: Stage) -> None:
