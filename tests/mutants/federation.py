@@ -10,6 +10,7 @@ LAYOUT = "federation/postgres/layout.py"
 REPLICA = "federation/postgres/adapter.py"
 SESSION = "federation/postgres/session.py"
 MARKS = "federation/postgres/marks.py"
+CHECK = "lakehouse/deliver/check.py"
 FILES = "federation/files/adapter.py"
 SUITE = "conformance/test_destinations.py::test_conformance"
 PROPERTY = "property/test_capture_random.py::test_random_writers_lose_nothing_and_double_nothing[xmin]"
@@ -329,10 +330,39 @@ DELIVERED = (
     mutant(
         "a-delivery-is-not-compared",
         "lakehouse/deliver/run.py",
-        "                    if taken_after < claimed.sequence_upto:",
-        "                    if False:",
+        "                check_delivered(app, adapter, claimed, credentials, lake)\n",
+        "",
         f"{SUITE}[POSTGRES_REPLICA-a_delivery_is_compared_before_it_is_acknowledged]",
         f"{SUITE}[JSONL_S3-a_delivery_is_compared_before_it_is_acknowledged]",
+    ),
+    mutant(
+        "only-what-an-attempt-wrote-is-compared",
+        CHECK,
+        "    contract = lake.contract\n",
+        "    contract = lake.contract\n    if claimed.attempts > 1:\n        return\n",
+        f"{SUITE}[POSTGRES_REPLICA-a_difference_is_said_at_every_attempt]",
+        f"{SUITE}[PARQUET_S3-killed_before_it_was_compared]",
+    ),
+    mutant(
+        "deletes-are-asked-of-what-was-filled-without",
+        CHECK,
+        "claimed.sequence_after if filled <= claimed.sequence_after else 0",
+        "claimed.sequence_after",
+        f"{SUITE}[JSONL_S3-a_difference_is_said_at_every_attempt]",
+    ),
+    mutant(
+        "a-replica-does-not-know-that-it-was-filled",
+        MARKS,
+        '"UPDATE {} SET filled = $3 WHERE',
+        '"UPDATE {} SET filled = 0 * $3 WHERE',
+        "conformance/test_replica.py::test_a_replica_without_a_history_is_filled",
+    ),
+    mutant(
+        "a-difference-of-a-delivery-is-not-remembered",
+        CHECK,
+        "            remember(app.engine, claimed.destination, claimed.organization, claimed.table, error.detail)\n",
+        "",
+        f"{SUITE}[JSONL_S3-a_difference_is_said_at_every_attempt]",
     ),
     mutant(
         "a-delivery-takes-a-difference-away",
