@@ -44,9 +44,21 @@ class There(Protocol):
 
 
 class Relation:
-    """What a relation with the lake's columns holds at a `_sequence`; of it what came `after` one."""
+    """What a relation with the lake's columns holds at a `_sequence`; of it what came `after` one.
 
-    def __init__(self, contract: Contract, relation: str, sequence: int, loosely: bool, after: int = 0) -> None:
+    `whole`: whatever its rows bear counts. A reader is shown that too.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        relation: str,
+        sequence: int,
+        loosely: bool,
+        after: int = 0,
+        *,
+        whole: bool = False,
+    ) -> None:
         self.contract = contract
         self.sequence = sequence
         replaced = [
@@ -55,9 +67,8 @@ class Relation:
             if loosely and "json" in (c.type.name, c.type.element)
         ]
         columns = "*" + (f" REPLACE ({', '.join(replaced)})" if replaced else "")
-        self._versions = (
-            f"SELECT {columns} FROM {relation} WHERE {SEQUENCE} > {int(after)} AND {SEQUENCE} <= {int(sequence)}"
-        )
+        upto = "" if whole else f" AND {SEQUENCE} <= {int(sequence)}"
+        self._versions = f"SELECT {columns} FROM {relation} WHERE {SEQUENCE} > {int(after)}{upto}"
 
     def content(self, duck: duckdb.DuckDBPyConnection, aspect: Aspect) -> Content:
         """Rows and digest of an aspect."""
@@ -137,7 +148,7 @@ class Files:
         self.duck = duck
         manifest = dataclasses.replace(manifest, files=tuple(f for f in manifest.files if f.last > after))
         relation = jsonl_relation(contract, manifest) if loosely else parquet_relation(duck, contract, manifest)
-        self.relation = Relation(contract, f"({relation})", manifest.sequence, loosely, after)
+        self.relation = Relation(contract, f"({relation})", manifest.sequence, loosely, after, whole=True)
 
     def content(self, aspect: Aspect) -> Content:
         with _readable():

@@ -5,10 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 import jq
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from federation.config import ConfigError, parse_config
@@ -100,6 +103,47 @@ def test_digits_that_a_double_does_not_have_are_compared(stage: Stage) -> None:
         assert (difference.key["id"], difference.columns) == (row, ("payload",))
     place.put(key, body)
     stage.equal()
+
+
+def rewrite(place: Files, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+    """Change the rows of every file that the manifest names, as somebody with the right tools would."""
+    for file in place.manifest("events")["files"]:
+        key = file["path"].removeprefix(f"s3://{place.bucket}/")
+        body = place.stored()[key]
+        if place.kind is DestinationKind.JSONL_S3:
+            rows = [json.loads(line) for line in gzip.decompress(body).decode().splitlines()]
+            place.put(key, gzip.compress("".join(json.dumps(r) + "\n" for r in change(rows)).encode()))
+            continue
+        table = pq.read_table(pa.BufferReader(body))
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(change(table.to_pylist()), table.schema), sink)
+        place.put(key, sink.getvalue().to_pybytes())
+
+
+def test_an_old_version_with_a_number_above_the_manifests_is_seen(stage: Stage) -> None:
+    """Readers take the highest `_sequence`, and know no bound."""
+    place = stage.place
+    assert isinstance(place, Files)
+    stage.delivered()
+    with stage.house.hot() as hot:
+        hot.execute("UPDATE ingested_events SET severity = 'HIGH' WHERE id = 'org-a-e3'")
+    stage.house.sync_ok("events")
+    stage.delivered()
+    stage.equal()
+    rewrite(place, lambda rows: [r | ({"_sequence": 999} if r["severity"] == "INFO" else {}) for r in rows])
+    found = stage.parity()
+    assert ("org-a-e3", "content", ("severity",)) in [(d.key["id"], d.kind, d.columns) for d in found.differences]
+    assert (found.equal, found.sequence) == (False, 11)
+
+
+def test_a_row_with_a_number_above_the_manifests_is_seen(stage: Stage) -> None:
+    place = stage.place
+    assert isinstance(place, Files)
+    stage.delivered()
+    rewrite(place, lambda rows: rows + [r | {"id": "ghost", "_sequence": 999} for r in rows if r["id"] == "org-a-e3"])
+    assert "ghost" in place.ids("events")
+    found = stage.parity()
+    assert [(d.key["id"], d.kind) for d in found.differences] == [("ghost", "extra")] and not found.equal
 
 
 @pytest.mark.parametrize("config", [{"max_dates": 401}, {"max_dates": 0}, {"schema": "x"}, {"prefix": "x"}], ids=str)
