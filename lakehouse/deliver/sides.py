@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from federation.aspects import Aspect, compared, compared_by
 from federation.files.manifest import Manifest
 from federation.postgres.adapter import PostgresAdapter
 from federation.protocol import DIGITS, Content
+from lakehouse.deliver.reading import readable
 from lakehouse.duck import column_type, literal, plain_path, quoted, type_name
 from schemas.canonical import duckdb_field_text, duckdb_hash
 from schemas.contract import Column, Contract
-from schemas.errors import LakehouseError, Retry
 from schemas.lake_columns import DELETE, OP, SEQUENCE, arrow_schema, lake_fields
 from schemas.types import LogicalType
 
@@ -151,11 +149,11 @@ class Files:
         self.relation = Relation(contract, f"({relation})", manifest.sequence, loosely, after, whole=True)
 
     def content(self, aspect: Aspect) -> Content:
-        with _readable():
+        with readable():
             return self.relation.content(self.duck, aspect)
 
     def load(self, duck: duckdb.DuckDBPyConnection, aspect: Aspect) -> None:
-        with _readable():
+        with readable():
             self.relation.load(self.duck, "mine", aspect)
             duck.register("stream", self.duck.execute("SELECT * FROM mine").to_arrow_table())
             duck.execute("CREATE OR REPLACE TEMP TABLE there AS SELECT * FROM stream")
@@ -163,22 +161,8 @@ class Files:
 
     def texts(self, duck: duckdb.DuckDBPyConnection, aspect: Aspect, hashes: list[str]) -> list[tuple[Any, ...]]:
         del duck
-        with _readable():
+        with readable():
             return self.relation.texts(self.duck, aspect, hashes)
-
-
-@contextmanager
-def _readable() -> Iterator[None]:
-    import duckdb
-
-    try:
-        yield
-    except duckdb.Error as error:
-        raise LakehouseError(
-            f"the destination's files cannot be read: {str(error).splitlines()[0][:300]}",
-            "A file is gone or damaged: run `lakehouse destinations resync` for it.",
-            retry=Retry.MANUAL,
-        ) from error
 
 
 def parquet_relation(duck: duckdb.DuckDBPyConnection, contract: Contract, manifest: Manifest) -> str:

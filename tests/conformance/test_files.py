@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import jq
@@ -17,12 +18,14 @@ import pytest
 from federation.config import ConfigError, parse_config
 from federation.kinds import DestinationKind
 from lakehouse.deliver.fill import Place, fill
+from lakehouse.deliver.parity import parity
 from lakehouse.deliver.ranges import open_lake_table, range_reader
 from lakehouse.deliver.run import resync
 from lakehouse.duck import connect
 from schemas.errors import Retry
-from tests.conformance.places import Files
+from tests.conformance.places import Files, is_data
 from tests.conformance.stage import Stage, more_columns
+from tests.faults.proxy import Fault, HttpProxy
 from tests.support import ROOT, insert_events
 
 
@@ -144,6 +147,35 @@ def test_a_row_with_a_number_above_the_manifests_is_seen(stage: Stage) -> None:
     assert "ghost" in place.ids("events")
     found = stage.parity()
     assert [(d.key["id"], d.kind) for d in found.differences] == [("ghost", "extra")] and not found.equal
+
+
+AGAIN, KEYS, RESYNC = (Retry.TIMED, "tried again"), (Retry.MANUAL, "check keys"), (Retry.MANUAL, "resync")
+ANSWERS = {
+    (503, "SlowDown"): AGAIN,
+    (500, "InternalError"): AGAIN,
+    (429, "TooManyRequests"): AGAIN,
+    (0, "cut"): AGAIN,
+    (403, "AccessDenied"): KEYS,
+    (400, "AuthorizationHeaderMalformed"): KEYS,
+    (404, "NoSuchKey"): RESYNC,
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: answer[1])
+def test_a_storage_that_does_not_give_its_files_is_no_damaged_file(stage: Stage, answer: tuple[int, str]) -> None:
+    stage.delivered()
+    place = stage.place
+    assert isinstance(place, Files)
+    with HttpProxy(place.s3.endpoint) as proxy:
+        there = dataclasses.replace(stage.destination, config=place.config | {"endpoint": proxy.endpoint})
+        kind: Literal["answer", "cut_reply"] = "answer" if answer[0] else "cut_reply"
+        fault = proxy.arm(Fault(kind, lambda request: is_data(request.text), times=None, answer=answer))
+        (found,) = parity(stage.house.app, [there], ["events"])
+    assert fault.hits and not found.equal and found.error is not None
+    retry, word = ANSWERS[answer]
+    assert (found.error.retry, word in found.error.hint) == (retry, True), (found.error, found.error.hint)
+    assert (found.fault is None) == (retry is Retry.TIMED), "what could not be asked is no difference"
+    stage.equal()
 
 
 @pytest.mark.parametrize("config", [{"max_dates": 401}, {"max_dates": 0}, {"schema": "x"}, {"prefix": "x"}], ids=str)

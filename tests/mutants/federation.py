@@ -11,11 +11,13 @@ REPLICA = "federation/postgres/adapter.py"
 SESSION = "federation/postgres/session.py"
 MARKS = "federation/postgres/marks.py"
 CHECK = "lakehouse/deliver/check.py"
+READING = "lakehouse/deliver/reading.py"
 FILES = "federation/files/adapter.py"
 SUITE = "conformance/test_destinations.py::test_conformance"
 PROPERTY = "property/test_capture_random.py::test_random_writers_lose_nothing_and_double_nothing[xmin]"
 KILLS = "crash/test_random_kills.py::test_killed_at_random_while_everything_goes_on"
 FILLED = "crash/test_kill_deliver.py::test_a_resync_that_was_killed_reads_what_is_left"
+GIVES_NOT = "conformance/test_files.py::test_a_storage_that_does_not_give_its_files_is_no_damaged_file"
 EVERYWHERE = ("older-over-newer", "tombstone-physically-deleted", "unmarked-target", "range-by-snapshot")
 """Planted again for each of the suites in which everything goes on at once."""
 
@@ -154,6 +156,28 @@ DELIVERED = (
         "loosely, after)",
         "conformance/test_files.py::test_an_old_version_with_a_number_above_the_manifests_is_seen[PARQUET_S3]",
         "conformance/test_files.py::test_a_row_with_a_number_above_the_manifests_is_seen[JSONL_S3]",
+    ),
+    mutant(
+        "a-busy-storage-is-a-damaged-file",
+        READING,
+        "    if asked and (status is None or",
+        "    if not asked and (status is None or",
+        f"{SUITE}[PARQUET_S3-a_throttled_target_is_tried_again]",
+        f"{GIVES_NOT}[JSONL_S3-cut]",
+    ),
+    mutant(
+        "a-refusal-is-a-damaged-file",
+        READING,
+        "    if asked and status not in _DAMAGE:",
+        "    if False:",
+        f"{GIVES_NOT}[JSONL_S3-AccessDenied]",
+    ),
+    mutant(
+        "a-file-that-is-gone-is-a-refusal",
+        READING,
+        "    if asked and status not in _DAMAGE:",
+        "    if asked:",
+        f"{SUITE}[PARQUET_S3-a_vanished_table_is_said]",
     ),
     mutant(
         "a-filling-forgets-what-came-meanwhile",

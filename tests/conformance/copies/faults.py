@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import signal
 import threading
@@ -13,7 +14,7 @@ import pytest
 from federation.kinds import DeliveryStatus
 from federation.protocol import DestinationError, ForeignTargetError
 from lakehouse import destinations
-from lakehouse.deliver.parity import DifferenceError
+from lakehouse.deliver.parity import DifferenceError, parity
 from lakehouse.deliver.ranges import open_lake_table, range_reader
 from lakehouse.deliver.run import resync
 from lakehouse.glance import nothing_to_do
@@ -97,8 +98,11 @@ def a_throttled_target_is_tried_again(stage: Stage) -> None:
     with range_reader(stage.house.app, lake) as rows, pytest.raises(DestinationError) as caught:
         adapter.deliver(stage.pieces(10, 11)[0], rows)
     adapter.close()
+    (found,) = parity(stage.house.app, [dataclasses.replace(stage.destination, config=stage.place.config)], ["events"])
     end()
     assert caught.value.retry is Retry.TIMED, caught.value
+    assert found.error is not None and found.error.retry is Retry.TIMED, found.error
+    assert (found.equal, found.fault) == (False, None), "what could not be asked is no difference"
     stage.delivered()
     stage.equal()
 
