@@ -11,6 +11,7 @@ REPLICA = "federation/postgres/adapter.py"
 SESSION = "federation/postgres/session.py"
 MARKS = "federation/postgres/marks.py"
 CHECK = "lakehouse/deliver/check.py"
+PLAN = "lakehouse/deliver/plan.py"
 READING = "lakehouse/deliver/reading.py"
 FILES = "federation/files/adapter.py"
 SUITE = "conformance/test_destinations.py::test_conformance"
@@ -178,6 +179,27 @@ DELIVERED = (
         "    if asked and status not in _DAMAGE:",
         "    if asked:",
         f"{SUITE}[PARQUET_S3-a_vanished_table_is_said]",
+    ),
+    mutant(
+        "what-landed-is-delivered-at-once",
+        PLAN,
+        "      AND (:early OR w.delivered_at IS NULL OR",
+        "      AND (true OR :early OR",
+        "conformance/test_cadence.py::test_what_landed_waits_for_the_cadence_of_its_table",
+    ),
+    mutant(
+        "a-tables-own-cadence-is-not-asked",
+        PLAN,
+        "coalesce(t.cadence_seconds, d.cadence_seconds)",
+        "d.cadence_seconds",
+        "conformance/test_cadence.py::test_what_landed_waits_for_the_cadence_of_its_table",
+    ),
+    mutant(
+        "a-whole-step-waits-for-its-cadence",
+        PLAN,
+        " OR c.sequence - w.upto >= :step\n",
+        "\n",
+        "conformance/test_cadence.py::test_a_whole_step_waits_for_no_cadence",
     ),
     mutant(
         "a-filling-forgets-what-came-meanwhile",
