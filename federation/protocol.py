@@ -150,6 +150,16 @@ class Adapter(Protocol):
         """
         ...
 
+    def filled(self, contract: Contract) -> int:
+        """The `_sequence` of the state that the table was last filled with; 0 where it never was.
+
+        Of what was deleted up to there it holds nothing, unless it has every version.
+
+        Raises:
+            DestinationError: it cannot be asked.
+        """
+        ...
+
     def deliver(self, delivery: Delivery, rows: RangeReader) -> Receipt:
         """Bring the table to `delivery.upto`. See the module.
 

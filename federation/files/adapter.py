@@ -114,6 +114,10 @@ class FilesAdapter:
         """See `Adapter.standing`."""
         return self.manifest(contract)[1].sequence
 
+    def filled(self, contract: Contract) -> int:
+        """See `Adapter.filled`."""
+        return self.manifest(contract)[1].filled_upto
+
     def manifest(self, contract: Contract) -> tuple[Found | None, Manifest]:
         """The manifest with what it was read as; an empty one where there is none.
 
@@ -219,6 +223,7 @@ class FilesAdapter:
                 snapshot_id=snapshot_id,
                 files=(*taken.files, *later),
                 filled=filling.id,
+                filled_upto=filling.sequence,
             )
             try:
                 self._replace(contract, fresh, found)

@@ -44,6 +44,8 @@ class Manifest:
     files: tuple[Entry, ...] = field(default=())
     filled: str | None = None
     """The filling that its first files are from."""
+    filled_upto: int = 0
+    """The `_sequence` of the state that these hold: of what was deleted up to there they have nothing."""
     filling: Filling | None = None
     """Of the list of what a filling has taken, which no reader is shown: how far that is."""
 
@@ -59,6 +61,7 @@ class Manifest:
             "snapshot_id": self.snapshot_id,
             "files": [asdict(f) for f in self.files],
             "filled": self.filled,
+            "filled_upto": self.filled_upto,
             **({"filling": asdict(self.filling)} if self.filling is not None else {}),
         }
 
@@ -99,6 +102,7 @@ def read(stored: Found, kind: str, owner: Owner, table: str, where: str) -> Mani
             raw["snapshot_id"],
             tuple(Entry(**f) for f in raw["files"]),
             raw.get("filled"),
+            int(raw.get("filled_upto", 0)),
             _filling(raw["filling"]) if "filling" in raw else None,
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -163,6 +163,11 @@ class PostgresAdapter:
             found = self._marks.standing(cursor, self.layout(contract), lock=False)
         return found or 0
 
+    def filled(self, contract: Contract) -> int:
+        """See `Adapter.filled`."""
+        with self._session.transaction() as cursor:
+            return self._marks.filled(cursor, self.layout(contract)) if self._marks.check_owner(cursor) else 0
+
     def deliver(self, delivery: Delivery, rows: RangeReader) -> Receipt:
         """See `Adapter.deliver`."""
         layout = self.layout(delivery.contract)
@@ -239,7 +244,7 @@ class PostgresAdapter:
             self._run(cursor, layout.merge(layout.filling_table))
             self._marks.stand(cursor, layout, max(filling.sequence, stands), snapshot_id)
             self._run(cursor, sql.SQL("DROP TABLE {}").format(layout.filling_table))
-            self._marks.end_filling(cursor, layout)
+            self._marks.end_filling(cursor, layout, filling.sequence)
         return Receipt(max(filling.sequence, stands), filling.rows)
 
     def content(self, contract: Contract, after: int = 0, aspect: Aspect = Aspect.LATEST) -> Content:

@@ -296,8 +296,8 @@ def create_marks(schema: str, *, shared: bool) -> Iterator[sql.Composable]:
     marks = sql.Identifier(schema, SHARED_MARKS if shared else MARKS)
     yield sql.SQL(
         "CREATE TABLE IF NOT EXISTS {} (table_name text, installation text NOT NULL, organization text NOT NULL, "
-        "contract text NOT NULL, sequence bigint NOT NULL DEFAULT 0, snapshot_id bigint, delivered_at timestamptz, "
-        "PRIMARY KEY ({}))"
+        "contract text NOT NULL, sequence bigint NOT NULL DEFAULT 0, filled bigint NOT NULL DEFAULT 0, "
+        "snapshot_id bigint, delivered_at timestamptz, PRIMARY KEY ({}))"
     ).format(marks, _names(("table_name", "organization") if shared else ("table_name",)))
     yield sql.SQL("COMMENT ON TABLE {} IS {}").format(
         marks,

@@ -101,6 +101,13 @@ class Marks:
         row = cursor.fetchone()
         return int(row[0]) if row is not None else None
 
+    def filled(self, cursor: Cursor, layout: Layout) -> int:
+        """The `_sequence` of the state that the table was last filled with; 0 where it never was."""
+        query = sql.SQL("SELECT filled FROM {} WHERE table_name = $1 AND organization = $2").format(layout.marks)
+        cursor.execute(query.as_string(None), self._key(layout.contract))
+        row = cursor.fetchone()
+        return int(row[0]) if row is not None else 0
+
     def stand(self, cursor: Cursor, layout: Layout, sequence: int, snapshot_id: int) -> None:
         """The table is complete to this `_sequence`; the batch is done with."""
         statement = sql.SQL(
@@ -153,8 +160,12 @@ class Marks:
         values = (*self._key(layout.contract), json.dumps(dataclasses.asdict(reached)))
         cursor.execute(statement.as_string(None), values)
 
-    def end_filling(self, cursor: Cursor, layout: Layout) -> None:
-        """What it took is shown."""
+    def end_filling(self, cursor: Cursor, layout: Layout, sequence: int) -> None:
+        """What it took is shown: the state at this `_sequence`."""
+        statement = sql.SQL("UPDATE {} SET filled = $3 WHERE table_name = $1 AND organization = $2").format(
+            layout.marks
+        )
+        cursor.execute(statement.as_string(None), (*self._key(layout.contract), sequence))
         statement = sql.SQL("DELETE FROM {} WHERE table_name = $1 AND organization = $2").format(layout.fillings)
         cursor.execute(statement.as_string(None), self._key(layout.contract))
 

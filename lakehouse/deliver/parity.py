@@ -227,16 +227,17 @@ def check_range(
     """
     contract = lake.contract
     found: list[Difference] = []
+    equal = True
     with _shown(app, lake.organization, kind, contract, adapter, credentials, after) as side:
         for aspect in (Aspect.RANGE if after else Aspect.LATEST, *((Aspect.HISTORY,) if side.every_version else ())):
             one = _compare(app, side, lake, aspect, FEW, after=after)
             if not one.equal:
-                found += one.found
-    if not found:
+                equal, found = False, found + one.found
+    if equal:
         return
     raise DifferenceError(
         f"{contract.table}: what was delivered after {after} is not what the lake holds: "
-        + "; ".join(map(str, found[:FEW])),
+        + ("; ".join(map(str, found[:FEW])) or "rows are there more than once"),
         "Something there changes rows (a trigger, a person), or a file was altered: end that, then "
         "`lakehouse destinations resync`.",
         retry=Retry.MANUAL,

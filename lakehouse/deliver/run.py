@@ -1,7 +1,8 @@
 """One delivery under its lease: open the destination, bring it to the range's end, compare the range, acknowledge.
 
-Killed anywhere, the next worker asks the destination where it stands and goes on from there. What goes wrong is written
-to the delivery, with the time of its next attempt; other destinations are not held up.
+Killed anywhere, the next worker asks the destination where it stands and goes on from there; it compares the range,
+whoever brought it. What goes wrong is written to the delivery, with the time of its next attempt; other destinations
+are not held up.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from federation.config import COPYING
 from federation.kinds import DeliveryStatus, DestinationKind, DestinationStatus
 from federation.protocol import Delivery
 from lakehouse.control.models import WarehouseDelivery, WarehouseDestination
+from lakehouse.deliver.check import check_delivered
 from lakehouse.deliver.differences import remember
 from lakehouse.deliver.fill import Place, fill
 from lakehouse.deliver.parity import DifferenceError, check_range
@@ -68,18 +70,15 @@ def deliver_claimed(app: App, claimed: ClaimedDelivery) -> LakehouseError | None
                     place = Place(claimed.destination, contract, claimed.organization, claimed.lease.check)
                     receipt, lake = fill(app, adapter, place)
                     event["filled"] = True
-                    check_range(app, adapter, claimed.kind, credentials, lake, 0)
                 else:
                     delivery = Delivery(
                         str(claimed.id), contract, claimed.sequence_after, claimed.sequence_upto, lake.snapshot_id
                     )
-                    # Filled anew meanwhile, it has no deletes of what it was filled with: those are not asked for.
-                    taken_after = max(claimed.sequence_after, adapter.standing(contract))
                     with range_reader(app, lake) as rows:
                         claimed.lease.check()
                         receipt = adapter.deliver(delivery, rows)
-                    if taken_after < claimed.sequence_upto:
-                        check_range(app, adapter, claimed.kind, credentials, lake, taken_after)
+                failpoint("delivery.taken")
+                check_delivered(app, adapter, claimed, credentials, lake)
             finally:
                 adapter.close()
             failpoint("delivery.delivered")

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from federation.aspects import Aspect, compared, compared_by
 from federation.files.manifest import Manifest
 from federation.postgres.adapter import PostgresAdapter
 from federation.protocol import DIGITS, Content
+from lakehouse.deliver.reading import readable
 from lakehouse.duck import column_type, literal, plain_path, quoted, type_name
 from schemas.canonical import duckdb_field_text, duckdb_hash
 from schemas.contract import Column, Contract
-from schemas.errors import LakehouseError, Retry
 from schemas.lake_columns import DELETE, OP, SEQUENCE, arrow_schema, lake_fields
 from schemas.types import LogicalType
 
@@ -44,9 +42,21 @@ class There(Protocol):
 
 
 class Relation:
-    """What a relation with the lake's columns holds at a `_sequence`; of it what came `after` one."""
+    """What a relation with the lake's columns holds at a `_sequence`; of it what came `after` one.
 
-    def __init__(self, contract: Contract, relation: str, sequence: int, loosely: bool, after: int = 0) -> None:
+    `whole`: whatever its rows bear counts. A reader is shown that too.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        relation: str,
+        sequence: int,
+        loosely: bool,
+        after: int = 0,
+        *,
+        whole: bool = False,
+    ) -> None:
         self.contract = contract
         self.sequence = sequence
         replaced = [
@@ -55,9 +65,8 @@ class Relation:
             if loosely and "json" in (c.type.name, c.type.element)
         ]
         columns = "*" + (f" REPLACE ({', '.join(replaced)})" if replaced else "")
-        self._versions = (
-            f"SELECT {columns} FROM {relation} WHERE {SEQUENCE} > {int(after)} AND {SEQUENCE} <= {int(sequence)}"
-        )
+        upto = "" if whole else f" AND {SEQUENCE} <= {int(sequence)}"
+        self._versions = f"SELECT {columns} FROM {relation} WHERE {SEQUENCE} > {int(after)}{upto}"
 
     def content(self, duck: duckdb.DuckDBPyConnection, aspect: Aspect) -> Content:
         """Rows and digest of an aspect."""
@@ -137,14 +146,14 @@ class Files:
         self.duck = duck
         manifest = dataclasses.replace(manifest, files=tuple(f for f in manifest.files if f.last > after))
         relation = jsonl_relation(contract, manifest) if loosely else parquet_relation(duck, contract, manifest)
-        self.relation = Relation(contract, f"({relation})", manifest.sequence, loosely, after)
+        self.relation = Relation(contract, f"({relation})", manifest.sequence, loosely, after, whole=True)
 
     def content(self, aspect: Aspect) -> Content:
-        with _readable():
+        with readable():
             return self.relation.content(self.duck, aspect)
 
     def load(self, duck: duckdb.DuckDBPyConnection, aspect: Aspect) -> None:
-        with _readable():
+        with readable():
             self.relation.load(self.duck, "mine", aspect)
             duck.register("stream", self.duck.execute("SELECT * FROM mine").to_arrow_table())
             duck.execute("CREATE OR REPLACE TEMP TABLE there AS SELECT * FROM stream")
@@ -152,22 +161,8 @@ class Files:
 
     def texts(self, duck: duckdb.DuckDBPyConnection, aspect: Aspect, hashes: list[str]) -> list[tuple[Any, ...]]:
         del duck
-        with _readable():
+        with readable():
             return self.relation.texts(self.duck, aspect, hashes)
-
-
-@contextmanager
-def _readable() -> Iterator[None]:
-    import duckdb
-
-    try:
-        yield
-    except duckdb.Error as error:
-        raise LakehouseError(
-            f"the destination's files cannot be read: {str(error).splitlines()[0][:300]}",
-            "A file is gone or damaged: run `lakehouse destinations resync` for it.",
-            retry=Retry.MANUAL,
-        ) from error
 
 
 def parquet_relation(duck: duckdb.DuckDBPyConnection, contract: Contract, manifest: Manifest) -> str:

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import boto3
 import psycopg
@@ -251,7 +251,9 @@ class Files:
     def throttle(self) -> Callable[[], None]:
         before = self.config
         proxy = HttpProxy(self.s3.endpoint)
-        proxy.arm(Fault("answer", lambda request: request.text.startswith("PUT"), times=None, answer=(503, "SlowDown")))
+        # Whoever writes, and whoever reads a file; the manifest can be read.
+        busy = lambda request: request.text.startswith("PUT") or is_data(request.text)  # noqa: E731
+        proxy.arm(Fault("answer", busy, times=None, answer=(503, "SlowDown")))
         self.config = before | {"endpoint": proxy.endpoint}
 
         def end() -> None:
@@ -259,6 +261,11 @@ class Files:
             proxy.__exit__(None, None, None)
 
         return end
+
+
+def is_data(request: str) -> bool:
+    """It is about a file with rows."""
+    return "/date=" in unquote(request)
 
 
 def refuse_writes(client: S3Client, bucket: str, prefix: str) -> Callable[[], None]:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import jq
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from federation.config import ConfigError, parse_config
 from federation.kinds import DestinationKind
 from lakehouse.deliver.fill import Place, fill
+from lakehouse.deliver.parity import parity
 from lakehouse.deliver.ranges import open_lake_table, range_reader
 from lakehouse.deliver.run import resync
 from lakehouse.duck import connect
 from schemas.errors import Retry
-from tests.conformance.places import Files
+from tests.conformance.places import Files, is_data
 from tests.conformance.stage import Stage, more_columns
+from tests.faults.proxy import Fault, HttpProxy
 from tests.support import ROOT, insert_events
 
 
@@ -99,6 +105,76 @@ def test_digits_that_a_double_does_not_have_are_compared(stage: Stage) -> None:
         (difference,) = stage.parity().differences
         assert (difference.key["id"], difference.columns) == (row, ("payload",))
     place.put(key, body)
+    stage.equal()
+
+
+def rewrite(place: Files, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+    """Change the rows of every file that the manifest names, as somebody with the right tools would."""
+    for file in place.manifest("events")["files"]:
+        key = file["path"].removeprefix(f"s3://{place.bucket}/")
+        body = place.stored()[key]
+        if place.kind is DestinationKind.JSONL_S3:
+            rows = [json.loads(line) for line in gzip.decompress(body).decode().splitlines()]
+            place.put(key, gzip.compress("".join(json.dumps(r) + "\n" for r in change(rows)).encode()))
+            continue
+        table = pq.read_table(pa.BufferReader(body))
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(change(table.to_pylist()), table.schema), sink)
+        place.put(key, sink.getvalue().to_pybytes())
+
+
+def test_an_old_version_with_a_number_above_the_manifests_is_seen(stage: Stage) -> None:
+    """Readers take the highest `_sequence`, and know no bound."""
+    place = stage.place
+    assert isinstance(place, Files)
+    stage.delivered()
+    with stage.house.hot() as hot:
+        hot.execute("UPDATE ingested_events SET severity = 'HIGH' WHERE id = 'org-a-e3'")
+    stage.house.sync_ok("events")
+    stage.delivered()
+    stage.equal()
+    rewrite(place, lambda rows: [r | ({"_sequence": 999} if r["severity"] == "INFO" else {}) for r in rows])
+    found = stage.parity()
+    assert ("org-a-e3", "content", ("severity",)) in [(d.key["id"], d.kind, d.columns) for d in found.differences]
+    assert (found.equal, found.sequence) == (False, 11)
+
+
+def test_a_row_with_a_number_above_the_manifests_is_seen(stage: Stage) -> None:
+    place = stage.place
+    assert isinstance(place, Files)
+    stage.delivered()
+    rewrite(place, lambda rows: rows + [r | {"id": "ghost", "_sequence": 999} for r in rows if r["id"] == "org-a-e3"])
+    assert "ghost" in place.ids("events")
+    found = stage.parity()
+    assert [(d.key["id"], d.kind) for d in found.differences] == [("ghost", "extra")] and not found.equal
+
+
+AGAIN, KEYS, RESYNC = (Retry.TIMED, "tried again"), (Retry.MANUAL, "check keys"), (Retry.MANUAL, "resync")
+ANSWERS = {
+    (503, "SlowDown"): AGAIN,
+    (500, "InternalError"): AGAIN,
+    (429, "TooManyRequests"): AGAIN,
+    (0, "cut"): AGAIN,
+    (403, "AccessDenied"): KEYS,
+    (400, "AuthorizationHeaderMalformed"): KEYS,
+    (404, "NoSuchKey"): RESYNC,
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: answer[1])
+def test_a_storage_that_does_not_give_its_files_is_no_damaged_file(stage: Stage, answer: tuple[int, str]) -> None:
+    stage.delivered()
+    place = stage.place
+    assert isinstance(place, Files)
+    with HttpProxy(place.s3.endpoint) as proxy:
+        there = dataclasses.replace(stage.destination, config=place.config | {"endpoint": proxy.endpoint})
+        kind: Literal["answer", "cut_reply"] = "answer" if answer[0] else "cut_reply"
+        fault = proxy.arm(Fault(kind, lambda request: is_data(request.text), times=None, answer=answer))
+        (found,) = parity(stage.house.app, [there], ["events"])
+    assert fault.hits and not found.equal and found.error is not None
+    retry, word = ANSWERS[answer]
+    assert (found.error.retry, word in found.error.hint) == (retry, True), (found.error, found.error.hint)
+    assert (found.fault is None) == (retry is Retry.TIMED), "what could not be asked is no difference"
     stage.equal()
 
 

@@ -19,7 +19,7 @@ from federation.protocol import Delivery, DestinationError
 from lakehouse import destinations
 from lakehouse.app import App
 from lakehouse.archive import durable
-from lakehouse.deliver import fill
+from lakehouse.deliver import fill, run
 from lakehouse.deliver.parity import DifferenceError
 from lakehouse.deliver.plan import plan_deliveries
 from lakehouse.deliver.ranges import open_lake_table, range_reader
@@ -345,6 +345,26 @@ def test_a_replica_without_a_history_is_filled(stage: Stage, there: psycopg.Conn
     assert stage.ranges() == [(0, 13)]
     assert there.execute("SELECT count(*), min(_sequence) FROM another._events").fetchone() == (10, 2)
     assert there.execute("SELECT to_regclass('another.events_history') IS NULL").fetchone() == (True,)
+    stage.equal()
+    with house.hot() as hot:
+        hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e2'")
+        house.sync_ok("events", reconcile=True)
+        for _ in range(2):
+            hot.execute("UPDATE ingested_events SET source = gen_random_uuid()::text WHERE id = 'org-a-e1'")
+            house.sync_ok("events")
+
+    def broken(name: str) -> None:
+        if name == "delivery.taken":
+            raise DestinationError("it broke off", retry=Retry.TIMED)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "failpoint", broken)
+        (result,) = deliver_now(house.app, [another], ["events"])
+        assert result.error is not None and "broke off" in result.error.detail
+    # The next attempt finds it filled, without the delete that the range holds.
+    (result,) = deliver_now(house.app, [another], ["events"])
+    assert (result.error, stage.ranges()) == (None, [(0, 13), (13, 16)])
+    assert there.execute("SELECT count(*), min(_sequence) FROM another._events").fetchone() == (9, 3)
     stage.equal()
 
 

@@ -30,7 +30,7 @@ def house(hot_url: str, s3: EmbeddedS3, bucket: str) -> Iterator[Lakehouse]:
     lakehouse.close()
 
 
-@pytest.mark.parametrize("failpoint", ["delivery.claimed", "delivery.delivered"])
+@pytest.mark.parametrize("failpoint", ["delivery.claimed", "delivery.taken", "delivery.delivered"])
 @pytest.mark.parametrize("kind", sorted(COPYING))
 def test_killed_in_a_delivery(
     house: Lakehouse, postgres_server: EmbeddedPostgres, s3: EmbeddedS3, kind: DestinationKind, failpoint: str

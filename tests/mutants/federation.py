@@ -10,11 +10,15 @@ LAYOUT = "federation/postgres/layout.py"
 REPLICA = "federation/postgres/adapter.py"
 SESSION = "federation/postgres/session.py"
 MARKS = "federation/postgres/marks.py"
+CHECK = "lakehouse/deliver/check.py"
+PLAN = "lakehouse/deliver/plan.py"
+READING = "lakehouse/deliver/reading.py"
 FILES = "federation/files/adapter.py"
 SUITE = "conformance/test_destinations.py::test_conformance"
 PROPERTY = "property/test_capture_random.py::test_random_writers_lose_nothing_and_double_nothing[xmin]"
 KILLS = "crash/test_random_kills.py::test_killed_at_random_while_everything_goes_on"
 FILLED = "crash/test_kill_deliver.py::test_a_resync_that_was_killed_reads_what_is_left"
+GIVES_NOT = "conformance/test_files.py::test_a_storage_that_does_not_give_its_files_is_no_damaged_file"
 EVERYWHERE = ("older-over-newer", "tombstone-physically-deleted", "unmarked-target", "range-by-snapshot")
 """Planted again for each of the suites in which everything goes on at once."""
 
@@ -145,6 +149,57 @@ DELIVERED = (
         "    return f\"array_to_string({marked}, '')\"",
         "    return text",
         "conformance/test_files.py::test_digits_that_a_double_does_not_have_are_compared",
+    ),
+    mutant(
+        "what-bears-a-higher-number-is-not-looked-at",
+        "lakehouse/deliver/sides.py",
+        "loosely, after, whole=True)",
+        "loosely, after)",
+        "conformance/test_files.py::test_an_old_version_with_a_number_above_the_manifests_is_seen[PARQUET_S3]",
+        "conformance/test_files.py::test_a_row_with_a_number_above_the_manifests_is_seen[JSONL_S3]",
+    ),
+    mutant(
+        "a-busy-storage-is-a-damaged-file",
+        READING,
+        "    if asked and (status is None or",
+        "    if not asked and (status is None or",
+        f"{SUITE}[PARQUET_S3-a_throttled_target_is_tried_again]",
+        f"{GIVES_NOT}[JSONL_S3-cut]",
+    ),
+    mutant(
+        "a-refusal-is-a-damaged-file",
+        READING,
+        "    if asked and status not in _DAMAGE:",
+        "    if False:",
+        f"{GIVES_NOT}[JSONL_S3-AccessDenied]",
+    ),
+    mutant(
+        "a-file-that-is-gone-is-a-refusal",
+        READING,
+        "    if asked and status not in _DAMAGE:",
+        "    if asked:",
+        f"{SUITE}[PARQUET_S3-a_vanished_table_is_said]",
+    ),
+    mutant(
+        "what-landed-is-delivered-at-once",
+        PLAN,
+        "      AND (:early OR w.delivered_at IS NULL OR",
+        "      AND (true OR :early OR",
+        "conformance/test_cadence.py::test_what_landed_waits_for_the_cadence_of_its_table",
+    ),
+    mutant(
+        "a-tables-own-cadence-is-not-asked",
+        PLAN,
+        "coalesce(t.cadence_seconds, d.cadence_seconds)",
+        "d.cadence_seconds",
+        "conformance/test_cadence.py::test_what_landed_waits_for_the_cadence_of_its_table",
+    ),
+    mutant(
+        "a-whole-step-waits-for-its-cadence",
+        PLAN,
+        " OR c.sequence - w.upto >= :step\n",
+        "\n",
+        "conformance/test_cadence.py::test_a_whole_step_waits_for_no_cadence",
     ),
     mutant(
         "a-filling-forgets-what-came-meanwhile",
@@ -329,10 +384,39 @@ DELIVERED = (
     mutant(
         "a-delivery-is-not-compared",
         "lakehouse/deliver/run.py",
-        "                    if taken_after < claimed.sequence_upto:",
-        "                    if False:",
+        "                check_delivered(app, adapter, claimed, credentials, lake)\n",
+        "",
         f"{SUITE}[POSTGRES_REPLICA-a_delivery_is_compared_before_it_is_acknowledged]",
         f"{SUITE}[JSONL_S3-a_delivery_is_compared_before_it_is_acknowledged]",
+    ),
+    mutant(
+        "only-what-an-attempt-wrote-is-compared",
+        CHECK,
+        "    contract = lake.contract\n",
+        "    contract = lake.contract\n    if claimed.attempts > 1:\n        return\n",
+        f"{SUITE}[POSTGRES_REPLICA-a_difference_is_said_at_every_attempt]",
+        f"{SUITE}[PARQUET_S3-killed_before_it_was_compared]",
+    ),
+    mutant(
+        "deletes-are-asked-of-what-was-filled-without",
+        CHECK,
+        "claimed.sequence_after if filled <= claimed.sequence_after else 0",
+        "claimed.sequence_after",
+        f"{SUITE}[JSONL_S3-a_difference_is_said_at_every_attempt]",
+    ),
+    mutant(
+        "a-replica-does-not-know-that-it-was-filled",
+        MARKS,
+        '"UPDATE {} SET filled = $3 WHERE',
+        '"UPDATE {} SET filled = 0 * $3 WHERE',
+        "conformance/test_replica.py::test_a_replica_without_a_history_is_filled",
+    ),
+    mutant(
+        "a-difference-of-a-delivery-is-not-remembered",
+        CHECK,
+        "            remember(app.engine, claimed.destination, claimed.organization, claimed.table, error.detail)\n",
+        "",
+        f"{SUITE}[JSONL_S3-a_difference_is_said_at_every_attempt]",
     ),
     mutant(
         "a-delivery-takes-a-difference-away",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import signal
 import threading
@@ -13,11 +14,13 @@ import pytest
 from federation.kinds import DeliveryStatus
 from federation.protocol import DestinationError, ForeignTargetError
 from lakehouse import destinations
+from lakehouse.deliver.parity import DifferenceError, parity
 from lakehouse.deliver.ranges import open_lake_table, range_reader
+from lakehouse.deliver.run import resync
 from lakehouse.glance import nothing_to_do
 from lakehouse.status import read_status
 from schemas.errors import LakehouseError, Retry
-from tests.conformance.stage import Stage, connections
+from tests.conformance.stage import Stage, alter, connections
 from tests.support import insert_events
 
 
@@ -42,6 +45,25 @@ def crash_between_effect_and_acknowledgement(stage: Stage) -> None:
     stage.delivered()
     assert stage.place.stored() == before
     stage.equal()
+
+
+def killed_before_it_was_compared(stage: Stage) -> None:
+    """Whoever comes next compares: of one that was new all, of another one its range."""
+    for _ in range(2):
+        done = stage.house.run("deliver", failpoints="delivery.taken=kill", check=None)
+        assert done.returncode == -signal.SIGKILL, (done.stdout, done.stderr)
+        alter(stage)
+        with stage.house.app.engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE warehouse_deliveries SET lease_expires_at = now() - interval '1 s'")
+        (error,) = stage.deliver()
+        assert isinstance(error, DifferenceError) and "org-a-e3: content severity" in error.detail
+        (result,) = resync(stage.house.app, stage.destination, ["events"])
+        assert result.error is None, result.error
+        stage.delivered()
+        stage.equal()
+        with stage.house.hot() as hot:
+            hot.execute("UPDATE ingested_events SET severity = 'INFO', source = 'x' WHERE id = 'org-a-e3'")
+        stage.house.sync_ok("events")
 
 
 def a_half_failed_delivery_is_finished(stage: Stage) -> None:
@@ -76,8 +98,11 @@ def a_throttled_target_is_tried_again(stage: Stage) -> None:
     with range_reader(stage.house.app, lake) as rows, pytest.raises(DestinationError) as caught:
         adapter.deliver(stage.pieces(10, 11)[0], rows)
     adapter.close()
+    (found,) = parity(stage.house.app, [dataclasses.replace(stage.destination, config=stage.place.config)], ["events"])
     end()
     assert caught.value.retry is Retry.TIMED, caught.value
+    assert found.error is not None and found.error.retry is Retry.TIMED, found.error
+    assert (found.equal, found.fault) == (False, None), "what could not be asked is no difference"
     stage.delivered()
     stage.equal()
 
@@ -179,6 +204,7 @@ def close_releases_whatever_happened(stage: Stage) -> None:
 CASES = (
     lost_reply_is_settled,
     crash_between_effect_and_acknowledgement,
+    killed_before_it_was_compared,
     a_half_failed_delivery_is_finished,
     a_throttled_target_is_tried_again,
     a_missing_grant_waits_for_a_person,

@@ -11,6 +11,7 @@ import pytest
 from federation.kinds import DeliveryStatus, DestinationKind
 from federation.protocol import Delivery
 from lakehouse import destinations
+from lakehouse.deliver import run
 from lakehouse.deliver.parity import DifferenceError
 from lakehouse.deliver.run import resync
 from lakehouse.retention.apply import apply as let_days_go
@@ -57,6 +58,31 @@ def a_delivery_is_compared_before_it_is_acknowledged(stage: Stage) -> None:
     assert row["status"] in (DeliveryStatus.FAILED.value, DeliveryStatus.DEAD_LETTER.value)
     (result,) = resync(stage.house.app, stage.destination, ["events"])
     assert result.error is None
+    stage.delivered()
+    stage.equal()
+
+
+def a_difference_is_said_at_every_attempt(stage: Stage) -> None:
+    """An attempt that has nothing to write compares what the first one brought, until it is mended."""
+    stage.delivered()
+    with stage.house.hot() as hot:
+        hot.execute("UPDATE ingested_events SET severity = 'INFO', source = 'x' WHERE id = 'org-a-e3'")
+        hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e2'")
+    stage.house.sync_ok("events", reconcile=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "failpoint", lambda name: alter(stage) if name == "delivery.taken" else None)
+        (first,) = stage.deliver()
+    for error in (first, *stage.deliver(), *stage.deliver()):
+        assert isinstance(error, DifferenceError) and "org-a-e3: content severity" in error.detail
+    stage.house.run("deliver", check=1)
+    (row,) = destinations.deliveries(stage.house.app, destination=str(stage.destination.id))
+    assert (row["status"], row["attempts"]) == (DeliveryStatus.FAILED.value, 4)
+    with stage.house.app.engine.connect() as connection:
+        known = connection.exec_driver_sql("SELECT table_name, detail FROM destination_differences").fetchall()
+    assert [(table, "org-a-e3" in detail) for table, detail in known] == [("events", True)]
+    (result,) = resync(stage.house.app, stage.destination, ["events"])
+    assert result.error is None, result.error
+    # Filled anew, it has no delete of what it was not filled with, and is asked for none.
     stage.delivered()
     stage.equal()
 
@@ -118,6 +144,7 @@ def days_that_left_the_lake_are_no_difference(stage: Stage) -> None:
 CASES = (
     one_altered_value_is_named,
     a_delivery_is_compared_before_it_is_acknowledged,
+    a_difference_is_said_at_every_attempt,
     parity_on_schedule_stands_until_it_is_mended,
     days_that_left_the_lake_are_no_difference,
 )

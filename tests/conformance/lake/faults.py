@@ -11,6 +11,7 @@ import pytest
 from catalog.errors import OwnershipError, StorageError
 from federation.kinds import DeliveryStatus, DestinationStatus
 from lakehouse import destinations
+from lakehouse.landing.parquet import StagedFileError
 from lakehouse.status import read_status
 from schemas.errors import LakehouseError, Retry
 from tests.conformance.lake.place import LakeStage
@@ -49,6 +50,21 @@ def crash_between_effect_and_acknowledgement(stage: LakeStage) -> None:
     stage.lease_runs_out()
     assert stage.house.sync_ok("events").settled == ["org-a"]
     assert stage.place.stored() == before
+    stage.equal()
+
+
+def killed_before_it_was_compared(stage: LakeStage) -> None:
+    """Whoever takes a dead one's share over compares it with what was recorded before a commit."""
+    stage.new_row()
+    done = stage.house.run("sync", "--once", "--table", "events", failpoints="landing.before_commit=kill", check=None)
+    assert done.returncode == -signal.SIGKILL, (done.stdout, done.stderr)
+    (staged,) = stage.place.staged("events")
+    stage.place.alter(staged)
+    stage.lease_runs_out()
+    (error,) = stage.deliver()
+    assert isinstance(error, StagedFileError), error
+    assert staged not in stage.place.files("events")
+    stage.delivered()
     stage.equal()
 
 
@@ -182,6 +198,7 @@ def _settled_connections(stage: LakeStage) -> int:
 CASES = (
     lost_reply_is_settled,
     crash_between_effect_and_acknowledgement,
+    killed_before_it_was_compared,
     a_half_failed_delivery_is_finished,
     a_throttled_target_is_tried_again,
     a_missing_grant_waits_for_a_person,

@@ -51,6 +51,26 @@ def a_delivery_is_compared_before_it_is_acknowledged(stage: LakeStage) -> None:
     stage.equal()
 
 
+def a_difference_is_said_at_every_attempt(stage: LakeStage) -> None:
+    """A share that is altered wherever it lies is refused each time, and read again instead of acknowledged."""
+    seen: set[str] = set()
+    for number in range(2):
+        with stage.house.hot() as hot:
+            hot.execute("UPDATE ingested_events SET source = %s WHERE id = 'org-a-e3'", [f"x{number}"])
+        done = stage.house.run("sync", "--once", "--table", "events", failpoints="landing.recorded=kill", check=None)
+        assert done.returncode == -signal.SIGKILL, (done.stdout, done.stderr)
+        (staged,) = set(stage.place.staged("events")) - seen
+        seen.add(staged)
+        stage.place.alter(staged)
+        stage.lease_runs_out()
+        (error,) = stage.deliver()
+        assert isinstance(error, StagedFileError), error
+        assert staged not in stage.place.files("events")
+        stage.delivered()
+        assert {v["severity"] for v in stage.house.versions("events", "org-a")} == {"INFO"}
+    stage.equal()
+
+
 def parity_on_schedule_stands_until_it_is_mended(stage: LakeStage) -> None:
     """Copies are compared with the lake on a schedule. It is not its own copy: `verify` compares it with its source."""
     assert plan_parity(stage.house.app.engine, 0) == [], "nothing is fed by deliveries"
@@ -98,6 +118,7 @@ def days_that_left_the_lake_are_no_difference(stage: LakeStage) -> None:
 CASES = (
     one_altered_value_is_named,
     a_delivery_is_compared_before_it_is_acknowledged,
+    a_difference_is_said_at_every_attempt,
     parity_on_schedule_stands_until_it_is_mended,
     days_that_left_the_lake_are_no_difference,
 )
