@@ -100,10 +100,14 @@ class Layout:
         return sql.Identifier(self.schema, MARKS if self.organization is None else SHARED_MARKS)
 
     @property
-    def filling_table(self) -> sql.Identifier:
+    def filling_name(self) -> str:
         # Several organizations' may be filled at once.
         whose = "" if self.organization is None else f"_{hashlib.sha256(self.organization.encode()).hexdigest()[:8]}"
-        return sql.Identifier(self.schema, _short(f"{self.versions_name}_filling{whose}"))
+        return _short(f"{self.versions_name}_filling{whose}")
+
+    @property
+    def filling_table(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, self.filling_name)
 
     @property
     def fillings(self) -> sql.Identifier:
@@ -192,7 +196,10 @@ class Layout:
         return [*first, *own, *(c for c in columns if c not in first)]
 
     def begin_filling(self) -> Iterator[sql.Composable]:
-        """Statements that make an empty table for what a filling takes; what an older one took is dropped."""
+        """Statements that make an empty table for what a filling takes; what an older one took is dropped.
+
+        Whose that is has been looked at: `Marks.begin_filling`.
+        """
         columns = [sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL(native_type(c))) for c in self.fields]
         yield sql.SQL("DROP TABLE IF EXISTS {}").format(self.filling_table)
         yield sql.SQL("CREATE TABLE {} ({})").format(self.filling_table, sql.SQL(", ").join(columns))

@@ -16,6 +16,8 @@ from federation.postgres.layout import FILLINGS, MARKS, SHARED_MARKS, Layout, cr
 from federation.protocol import Filling, FillingTakenError, ForeignTargetError, Owner
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adbc_driver_postgresql.dbapi import Cursor
 
     from schemas.contract import Contract
@@ -67,7 +69,11 @@ class Marks:
             layout.versions_name,
             layout.contract.table,
             *([f"{layout.contract.table}_history"] if layout.history else []),
+            layout.filling_name,
         ]
+        self._refuse(cursor, layout, names)
+
+    def _refuse(self, cursor: Cursor, layout: Layout, names: Sequence[str]) -> None:
         for name in names:
             cursor.execute("SELECT to_regclass($1) IS NULL", (f"{quoted(layout.schema)}.{quoted(name)}",))
             if cursor.fetchone() != (True,):
@@ -137,8 +143,16 @@ class Marks:
             )
 
     def begin_filling(self, cursor: Cursor, layout: Layout) -> None:
-        """From now on what was filled before is forgotten; nothing is known of the new one yet."""
+        """From now on what was filled before is forgotten; nothing is known of the new one yet.
+
+        Raises:
+            ForeignTargetError: there is a table of that name, and no filling of ours that made it.
+        """
         cursor.execute(create_fillings(layout.schema).as_string(None))
+        known = sql.SQL("SELECT FROM {} WHERE table_name = $1 AND organization = $2").format(layout.fillings)
+        cursor.execute(known.as_string(None), self._key(layout.contract))
+        if cursor.fetchone() is None:
+            self._refuse(cursor, layout, [layout.filling_name])
         statement = sql.SQL(
             "INSERT INTO {} (table_name, organization, filling) VALUES ($1, $2, '{{}}') "
             "ON CONFLICT (table_name, organization) DO UPDATE SET begun_at = clock_timestamp()"

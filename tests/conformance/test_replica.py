@@ -15,7 +15,7 @@ import pytest
 from psycopg import sql
 
 from federation.kinds import DestinationKind
-from federation.protocol import Delivery, DestinationError
+from federation.protocol import Delivery, DestinationError, ForeignTargetError
 from lakehouse import destinations
 from lakehouse.app import App
 from lakehouse.archive import durable
@@ -148,6 +148,28 @@ def test_a_resync_mends_what_was_changed(stage: Stage, there: psycopg.Connection
     stage.equal()
     assert there.execute("SELECT count(severity) FROM events").fetchone() == (10,)
     assert there.execute("SELECT to_regclass('_events_key') IS NOT NULL").fetchone() == (True,)
+
+
+def test_a_filling_leaves_a_strangers_table(stage: Stage, there: psycopg.Connection[Any]) -> None:
+    house = stage.house
+    stage.delivered()
+    there.execute("CREATE TABLE _events_filling AS SELECT 'theirs' AS whose")
+    (result,) = resync(house.app, stage.destination, ["events"])
+    assert isinstance(result.error, ForeignTargetError) and "_events_filling is there" in result.error.detail
+    there.execute("CREATE SCHEMA another")
+    there.execute("GRANT ALL ON SCHEMA another TO PUBLIC")
+    there.execute("CREATE TABLE another._events_filling AS SELECT 'theirs' AS whose")
+    for (schema,) in there.execute("SELECT 'another' UNION SELECT current_schema()").fetchall():
+        name = sql.Identifier(schema, "_events_filling")
+        assert there.execute(sql.SQL("SELECT whose FROM {}").format(name)).fetchall() == [("theirs",)]
+    # Before anything is made, too.
+    (new,) = deliver_now(house.app, [add(stage, tables=["events"])], ["events"])
+    assert isinstance(new.error, ForeignTargetError)
+    assert there.execute("SELECT to_regclass('another._events') IS NULL").fetchone() == (True,)
+    there.execute("DROP TABLE _events_filling")
+    (result,) = resync(house.app, stage.destination, ["events"])
+    assert result.error is None, result.error
+    stage.equal()
 
 
 HARMS = (

@@ -363,6 +363,20 @@ DELIVERED = (
         "conformance/test_shared.py::test_it_is_nobodys_else[POSTGRES_REPLICA]",
     ),
     mutant(
+        "a-filling-drops-a-strangers-table",
+        MARKS,
+        "            self._refuse(cursor, layout, [layout.filling_name])\n",
+        "            pass\n",
+        "conformance/test_replica.py::test_a_filling_leaves_a_strangers_table",
+    ),
+    mutant(
+        "a-strangers-table-is-found-at-the-first-filling",
+        MARKS,
+        "            layout.filling_name,\n        ]",
+        "        ]",
+        "conformance/test_replica.py::test_a_filling_leaves_a_strangers_table",
+    ),
+    mutant(
         "names-are-found-too-long-at-delivery",
         "lakehouse/destinations.py",
         "            Layout(contract, parsed.schema_name, parsed.history)\n",
