@@ -416,15 +416,18 @@ def _check_tables(app: App, names: Sequence[str]) -> None:
 
 
 def _check_names(app: App, kind: DestinationKind, config: Mapping[str, Any], tables: Sequence[str]) -> None:
-    """Nothing of these tables has a name that PostgreSQL would cut; no table named means all of them."""
+    """Nothing of these tables has a name that PostgreSQL would cut or another has; no table named means all of them."""
     parsed = parse_config(kind, dict(config))
     if not isinstance(parsed, PostgresReplicaConfig):
         return
     from federation.postgres.layout import Layout
+    from federation.postgres.names import refuse_one_name
 
-    for contract in app.contracts.values():
-        if contract.table in tables or ALL_TABLES in tables or not tables:
-            Layout(contract, parsed.schema_name, parsed.history)
+    every = ALL_TABLES in tables or not tables
+    chosen = [contract for contract in app.contracts.values() if every or contract.table in tables]
+    for contract in chosen:
+        Layout(contract, parsed.schema_name, parsed.history)
+    refuse_one_name([contract.table for contract in chosen], history=parsed.history)
 
 
 def _set_cadences(connection: Connection, destination: uuid.UUID, cadences: Mapping[str, int | None]) -> None:

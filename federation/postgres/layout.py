@@ -1,4 +1,4 @@
-"""What the replica's schema holds, as SQL: the only place that knows its names and types.
+"""What the replica's schema holds, as SQL: the only place that knows its types; `names.py` has the names.
 
 In the destination's schema, for each table of the lake:
 
@@ -26,6 +26,7 @@ from psycopg import sql
 
 from federation.aspects import Aspect, compared, compared_by
 from federation.config import IDENTIFIER_BYTES
+from federation.postgres.names import FILLINGS, MARKS, SHARED_MARKS, short
 from federation.protocol import DIGITS, DestinationError
 from schemas.canonical import postgres_field_text, postgres_hash
 from schemas.contract import Column, Contract
@@ -33,9 +34,6 @@ from schemas.errors import Retry
 from schemas.lake_columns import DELETE, LAKE_COLUMNS, OP, SEQUENCE, lake_fields, required_columns
 from schemas.types import LogicalType
 
-MARKS = "_lakehouse"
-FILLINGS = "_lakehouse_filling"
-SHARED_MARKS = "_lakehouse_all"
 _TYPES = {
     "string": "text",
     "boolean": "boolean",
@@ -103,7 +101,7 @@ class Layout:
     def filling_name(self) -> str:
         # Several organizations' may be filled at once.
         whose = "" if self.organization is None else f"_{hashlib.sha256(self.organization.encode()).hexdigest()[:8]}"
-        return _short(f"{self.versions_name}_filling{whose}")
+        return short(f"{self.versions_name}_filling{whose}")
 
     @property
     def filling_table(self) -> sql.Identifier:
@@ -164,11 +162,11 @@ class Layout:
         if self.contract.event_time:
             # The key begins with the event time where there is one; by the key alone people look things up.
             yield sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} ({})").format(
-                sql.Identifier(_short(f"{self.versions_name}_key")), self.versions, _names(self.contract.primary_key)
+                sql.Identifier(short(f"{self.versions_name}_key")), self.versions, _names(self.contract.primary_key)
             )
         # What came last is compared after each delivery. A block range index costs a write next to nothing.
         yield sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} USING brin ({})").format(
-            sql.Identifier(_short(f"{self.versions_name}_sequence")), self.versions, sql.Identifier(SEQUENCE)
+            sql.Identifier(short(f"{self.versions_name}_sequence")), self.versions, sql.Identifier(SEQUENCE)
         )
 
     @property
@@ -326,12 +324,6 @@ def _beyond(after: int) -> list[sql.Composable]:
 
 def _names(names: Sequence[str]) -> sql.Composed:
     return sql.SQL(", ").join(map(sql.Identifier, names))
-
-
-def _short(name: str) -> str:
-    if len(name.encode()) <= IDENTIFIER_BYTES:
-        return name
-    return f"{name[:40]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def quoted(name: str) -> str:

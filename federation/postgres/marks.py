@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from psycopg import sql
 
-from federation.postgres.layout import FILLINGS, MARKS, SHARED_MARKS, Layout, create_fillings, quoted
+from federation.postgres.layout import Layout, create_fillings, quoted
+from federation.postgres.names import FILLINGS, MARKS, SHARED_MARKS, refuse_one_name
 from federation.protocol import Filling, FillingTakenError, ForeignTargetError, Owner
 
 if TYPE_CHECKING:
@@ -64,7 +65,11 @@ class Marks:
 
         Raises:
             ForeignTargetError: something is.
+            DestinationError: another table of ours has it, or would have it.
         """
+        query = sql.SQL("SELECT DISTINCT table_name FROM {}").format(layout.marks)
+        cursor.execute(query.as_string(None))
+        refuse_one_name([*(row[0] for row in cursor.fetchall()), layout.contract.table], history=layout.history)
         names = [
             layout.versions_name,
             layout.contract.table,

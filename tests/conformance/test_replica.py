@@ -338,16 +338,50 @@ def add(stage: Stage, **changes: Any) -> destinations.Destination:
     return destinations.add(stage.house.app, **(given | changes))
 
 
-def test_a_name_that_a_replica_would_cut_is_refused_at_once(stage: Stage) -> None:
-    contract = json.loads((BUILT_IN / "events" / "v1.json").read_text()) | {"table": "t" * 63}
-    (stage.folder / contract["table"]).mkdir()
-    (stage.folder / contract["table"] / "v1.json").write_text(json.dumps(contract))
+def contracts(stage: Stage, *names: str) -> None:
+    """Tables of these names, each as events is."""
+    for name in names:
+        (stage.folder / name).mkdir()
+        contract = json.loads((BUILT_IN / "events" / "v1.json").read_text()) | {"table": name}
+        (stage.folder / name / "v1.json").write_text(json.dumps(contract))
     stage.house.reopen(CONTRACTS=json.dumps(["builtin", str(stage.folder)]))
-    for tables in ([], ["*"], [contract["table"]]):
+
+
+def test_two_tables_that_need_one_name_are_refused_at_once(stage: Stage) -> None:
+    house = stage.house
+    always = ("events_filling", "events_key", "events_pkey", "events_sequence")
+    contracts(stage, *always, "events_history", "lakehouse", "lakehouse_filling", "lakehouse_all_pkey")
+    pairs = {name: f"_{name} would be what both" for name in always}
+    for table, message in (pairs | {"events_history": "events_history would be what both"}).items():
+        config = {"schema": "another", "history": table == "events_history"}
+        for tables in ([table, "events"], ["events", table]):
+            with pytest.raises(DestinationError, match=message) as caught:
+                add(stage, tables=tables, config=config)
+            assert caught.value.retry is Retry.NEVER
+        destinations.remove(house.app, add(stage, tables=[table], config=config))
+    for table in ("lakehouse", "lakehouse_filling", "lakehouse_all_pkey"):
+        with pytest.raises(DestinationError, match=f"both {table} and our marks"):
+            add(stage, tables=[table])
+    made = add(stage, tables=["events", "events_history"])
+    with pytest.raises(DestinationError, match="_events_key would be what both"):
+        destinations.edit(house.app, made, tables=["events", "events_key"])
+    # One that was taken out left its things there; what they are called is not said to be a stranger's.
+    stage.delivered()
+    adapter = stage.adapter()
+    with pytest.raises(DestinationError, match="both events_filling and events") as caught:
+        adapter.prepare(house.app.contract("events_filling"))
+    adapter.close()
+    assert not isinstance(caught.value, ForeignTargetError) and caught.value.retry is Retry.NEVER
+
+
+def test_a_name_that_a_replica_would_cut_is_refused_at_once(stage: Stage) -> None:
+    long = "t" * 63
+    contracts(stage, long)
+    for tables in ([], ["*"], [long]):
         with pytest.raises(LakehouseError, match="more than 63 bytes"):
             add(stage, tables=tables)
     made = add(stage, tables=["events"])
-    for tables in (["*"], ["events", contract["table"]], ["events", "*"]):
+    for tables in (["*"], ["events", long], ["events", "*"]):
         with pytest.raises(LakehouseError, match="more than 63 bytes"):
             destinations.edit(stage.house.app, made, tables=tables)
     assert destinations.edit(stage.house.app, made, tables=["findings"]).tables == ["findings"]

@@ -379,9 +379,23 @@ DELIVERED = (
     mutant(
         "names-are-found-too-long-at-delivery",
         "lakehouse/destinations.py",
-        "            Layout(contract, parsed.schema_name, parsed.history)\n",
-        "            pass\n",
+        "        Layout(contract, parsed.schema_name, parsed.history)\n",
+        "        pass\n",
         "conformance/test_replica.py::test_a_name_that_a_replica_would_cut_is_refused_at_once",
+    ),
+    mutant(
+        "two-tables-of-one-name",
+        "lakehouse/destinations.py",
+        "    refuse_one_name([contract.table for contract in chosen], history=parsed.history)\n",
+        "",
+        "conformance/test_replica.py::test_two_tables_that_need_one_name_are_refused_at_once",
+    ),
+    mutant(
+        "a-table-of-ours-is-taken-for-a-strangers",
+        MARKS,
+        "        refuse_one_name([*(row[0] for row in cursor.fetchall()), layout.contract.table], history=layout.history)\n",
+        "",
+        "conformance/test_replica.py::test_two_tables_that_need_one_name_are_refused_at_once",
     ),
     mutant(
         "names-are-looked-at-once-only",
