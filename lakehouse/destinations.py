@@ -200,7 +200,7 @@ def add(
     identifier = uuid.uuid4()
     keys = parse_credentials(chosen, dict(credentials or {}))
     if lake is None or chosen in COPYING:
-        target = check_target(app, organization, chosen, config, keys, tables)
+        target = check_target(app, identifier, organization, chosen, config, keys, tables)
     else:
         target = lake_target(lake.warehouse, lake.namespace)
     sealed, version = app.vault.seal(keys, destination_place(organization, identifier)) if keys else (None, None)
@@ -277,8 +277,9 @@ def edit(
         keys = parse_credentials(kind, dict(credentials))
         if kind not in COPYING:
             raise LakehouseError(f"{destination.name}: a {kind.value} destination has no credentials of its own")
+        chosen = tables or destination.tables
         values["target"] = check_target(
-            app, destination.organization, kind, destination.config, keys, tables or destination.tables
+            app, destination.id, destination.organization, kind, destination.config, keys, chosen
         )
         place = destination_place(destination.organization, destination.id)
         values["encrypted_credentials"], values["token_key_version"] = app.vault.seal(keys, place)
@@ -348,6 +349,7 @@ def remove(app: App, destination: Destination) -> None:
 
 def check_target(
     app: App,
+    identifier: uuid.UUID,
     organization: str | None,
     kind: DestinationKind,
     config: Mapping[str, Any],
@@ -364,7 +366,9 @@ def check_target(
 
     target = target_of(kind, config, credentials)
     _check_names(app, kind, config, tables)
-    adapter = adapter_of(app, organization, kind, config, credentials, shared=organization is None)
+    adapter = adapter_of(
+        app, organization, kind, config, credentials, destination=identifier, shared=organization is None
+    )
     try:
         if isinstance(adapter, FilesAdapter):
             place = f"{adapter.config.location}/"
@@ -393,7 +397,15 @@ def reach(app: App, destination: Destination) -> dict[str, Any]:
         from lakehouse.deliver.targets import adapter_of, credentials_of
 
         keys = credentials_of(app, destination.id)
-        adapter = adapter_of(app, destination.organization, kind, destination.config, keys, shared=destination.shared)
+        adapter = adapter_of(
+            app,
+            destination.organization,
+            kind,
+            destination.config,
+            keys,
+            destination=destination.id,
+            shared=destination.shared,
+        )
         try:
             adapter.check()
         finally:

@@ -6,7 +6,8 @@ In the destination's schema, for each table of the lake:
   one back). Keyed by the lake's identity, event time and key.
 - `<table>`: the view of the latest state, in native types (jsonb, arrays, timestamptz).
 - `<table>_history`, on request: every version, keyed by `_sequence`.
-- `_lakehouse`: one row a table: whose it is, and the `_sequence` that it is complete to.
+- `_lakehouse`: one row a table: whose it is (installation, organization, destination), whether its history is whole,
+  and the `_sequence` that it is complete to.
 - `_lakehouse_filling`, one row for each table that is being filled anew, and `_<table>_filling`, what that has taken.
 
 Vendor-wide, the same tables hold every organization's rows: their keys have the tenant's column too, and the marks,
@@ -301,7 +302,8 @@ def create_marks(schema: str, *, shared: bool) -> Iterator[sql.Composable]:
     marks = sql.Identifier(schema, SHARED_MARKS if shared else MARKS)
     yield sql.SQL(
         "CREATE TABLE IF NOT EXISTS {} (table_name text, installation text NOT NULL, organization text NOT NULL, "
-        "contract text NOT NULL, sequence bigint NOT NULL DEFAULT 0, snapshot_id bigint, delivered_at timestamptz, "
+        "contract text NOT NULL, history boolean NOT NULL, destination text NOT NULL, "
+        "sequence bigint NOT NULL DEFAULT 0, snapshot_id bigint, delivered_at timestamptz, "
         "PRIMARY KEY ({}))"
     ).format(marks, _names(("table_name", "organization") if shared else ("table_name",)))
     yield sql.SQL("COMMENT ON TABLE {} IS {}").format(

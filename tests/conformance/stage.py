@@ -53,7 +53,8 @@ class Stage:
 
     def adapter(self, credentials: dict[str, str] | None = None) -> Any:
         keys = self.place.credentials if credentials is None else credentials
-        return adapter_of(self.house.app, "org-a", self.place.kind, self.place.config, keys)
+        whose = self.destination.id
+        return adapter_of(self.house.app, "org-a", self.place.kind, self.place.config, keys, destination=whose)
 
     @property
     def every_version(self) -> bool:

@@ -412,6 +412,57 @@ def test_a_user_that_cannot_load_is_refused_at_once(stage: Stage, there: psycopg
     assert caught.value.retry is Retry.MANUAL
 
 
+def test_one_replica_by_two_spellings_is_one_destinations(stage: Stage) -> None:
+    house, place = stage.house, stage.place
+    url = place.credentials["url"]
+    other = {"url": url.replace("127.0.0.1", "localhost")}
+    assert other["url"] != url
+    # Both are added before anything bears a mark.
+    second = add(stage, config=place.config, credentials=other, tables=["events"])
+    stage.delivered()
+    before = place.stored()
+    (result,) = deliver_now(house.app, [second], ["events"])
+    assert isinstance(result.error, ForeignTargetError) and str(stage.destination.id) in result.error.detail
+    with pytest.raises(ForeignTargetError, match="however its host is spelled"):
+        destinations.reach(house.app, second)
+    destinations.remove(house.app, second)
+    with pytest.raises(ForeignTargetError):
+        add(stage, config=place.config, credentials=other)
+    assert place.stored() == before
+    destinations.remove(house.app, stage.destination)
+    stage.destination = add(stage, config=place.config, credentials=other, tables=["events"])
+    stage.delivered()
+    stage.equal()
+
+
+def test_a_history_is_no_history_where_it_was_not_kept(stage: Stage) -> None:
+    house = stage.house
+
+    def anew(number: int, *, history: bool) -> list[LakehouseError]:
+        with house.hot() as hot:
+            hot.execute("UPDATE ingested_events SET source = %s WHERE id = 'org-a-e1'", [f"source {number}"])
+        house.sync_ok("events")
+        destinations.remove(house.app, stage.destination)
+        stage.destination = add(stage, config={"schema": "another", "history": history}, tables=["events"])
+        return stage.deliver()
+
+    for round_ in (0, 4):
+        assert anew(round_ + 1, history=False) == []
+        stage.equal()
+        (error,) = anew(round_ + 2, history=True)
+        assert "kept no history" in error.detail and error.retry is Retry.NEVER
+        found = stage.parity()
+        assert not found.equal and "kept no history" in (found.fault or "")
+        (result,) = resync(house.app, stage.destination, ["events"])
+        assert result.error is None, result.error
+        stage.delivered()
+        stage.equal()
+        assert stage.parity().versions == 10 + round_ + 2
+        assert anew(round_ + 3, history=True) == []
+        stage.equal()
+        assert anew(round_ + 4, history=False) == []
+
+
 BAD_URLS = (
     "postgresql://u:Canary/x@127.0.0.1:5432/db",
     "postgresql://u:Canary#x@127.0.0.1:5432/db",

@@ -308,7 +308,7 @@ DELIVERED = (
     mutant(
         "credentials-stored-untried",
         "lakehouse/destinations.py",
-        '        values["target"] = check_target(\n            app, destination.organization, kind, destination.config, keys, tables or destination.tables\n        )\n',
+        '        values["target"] = check_target(\n            app, destination.id, destination.organization, kind, destination.config, keys, chosen\n        )\n',
         "",
         "conformance/test_replica.py::test_other_credentials_are_tried_before_they_are_stored",
     ),
@@ -396,6 +396,34 @@ DELIVERED = (
         "        refuse_one_name([*(row[0] for row in cursor.fetchall()), layout.contract.table], history=layout.history)\n",
         "",
         "conformance/test_replica.py::test_two_tables_that_need_one_name_are_refused_at_once",
+    ),
+    mutant(
+        "one-replica-by-two-spellings",
+        MARKS,
+        "            if self.owner.beside(destination):",
+        "            if False:",
+        "conformance/test_replica.py::test_one_replica_by_two_spellings_is_one_destinations",
+    ),
+    mutant(
+        "the-target-of-a-removed-destination-is-lost",
+        "lakehouse/deliver/targets.py",
+        "        return connection.execute(query).one_or_none() is not None\n",
+        "        return connection.execute(query).one_or_none() is not False\n",
+        "conformance/test_replica.py::test_one_replica_by_two_spellings_is_one_destinations",
+    ),
+    mutant(
+        "a-history-that-nobody-kept",
+        REPLICA,
+        "                if layout.history and not mine.history:",
+        "                if False:",
+        "conformance/test_replica.py::test_a_history_is_no_history_where_it_was_not_kept",
+    ),
+    mutant(
+        "a-history-once-is-a-history-for-ever",
+        MARKS,
+        "history = held.history AND excluded.history",
+        "history = held.history",
+        "conformance/test_replica.py::test_a_history_is_no_history_where_it_was_not_kept",
     ),
     mutant(
         "names-are-looked-at-once-only",
