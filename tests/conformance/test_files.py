@@ -13,6 +13,7 @@ import pytest
 
 from federation.config import ConfigError, parse_config
 from federation.kinds import DestinationKind
+from federation.protocol import DestinationError, ForeignTargetError, Owner
 from lakehouse.deliver.fill import Place, fill
 from lakehouse.deliver.ranges import open_lake_table, range_reader
 from lakehouse.deliver.run import resync
@@ -21,6 +22,8 @@ from schemas.errors import Retry
 from tests.conformance.places import Files
 from tests.conformance.stage import Stage, more_columns
 from tests.support import ROOT, insert_events
+
+MARK = "exports/org-a/_lakehouse.json"
 
 
 @pytest.fixture(params=[DestinationKind.PARQUET_S3, DestinationKind.JSONL_S3], ids=lambda k: k.value)
@@ -38,6 +41,56 @@ def test_a_damaged_manifest_is_said_and_filled_anew(stage: Stage, body: bytes) -
     assert error is not None and error.retry is Retry.MANUAL and "resync" in error.hint
     (result,) = resync(stage.house.app, stage.destination, ["events"])
     assert result.error is None, result.error
+    stage.equal()
+
+
+def test_a_prefix_that_lost_its_mark_is_still_its_owners(stage: Stage) -> None:
+    place = stage.place
+    assert isinstance(place, Files)
+    stage.delivered()
+    marked = place.stored()
+    place.client.delete_object(Bucket=place.bucket, Key=MARK)
+    contract = stage.house.app.contract("events")
+    for ask in ("check", "prepare"):
+        adapter = stage.adapter_of(Owner("tests", "org-b"))
+        with pytest.raises(ForeignTargetError, match="org-a"):
+            getattr(adapter, ask)(*([contract] if ask != "check" else []))
+        adapter.close()
+    assert place.stored() == {k: v for k, v in marked.items() if k != MARK}
+    stage.delivered()
+    adapter = stage.adapter()
+    adapter.prepare(contract)
+    assert place.stored() == marked
+    # One that says nothing is made again when somebody removed it, and not before.
+    place.put(MARK, b"{}")
+    with pytest.raises(DestinationError, match="does not say whose") as caught:
+        adapter.prepare(contract)
+    assert caught.value.retry is Retry.MANUAL and "delete that object" in caught.value.hint
+    place.client.delete_object(Bucket=place.bucket, Key=MARK)
+    adapter.prepare(contract)
+    adapter.close()
+    assert place.stored() == marked
+
+
+def test_of_two_that_come_at_once_one_is_refused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    contract = stage.house.app.contract("events")
+    second = stage.adapter_of(Owner("tests", "org-a", destination="another", living=lambda _: True))
+    read, asked = second.store.read_json, []
+
+    def meanwhile(name: str) -> Any:
+        found = read(name)
+        if not asked:
+            first = stage.adapter()
+            first.prepare(contract)
+            first.close()
+        asked.append(name)
+        return found
+
+    monkeypatch.setattr(second.store, "read_json", meanwhile)
+    with pytest.raises(ForeignTargetError, match=str(stage.destination.id)):
+        second.prepare(contract)
+    second.close()
+    stage.delivered()
     stage.equal()
 
 
