@@ -22,7 +22,7 @@ from lakehouse.control.models import (
     WarehouseDelivery,
     WarehouseDestination,
 )
-from lakehouse.control.store import ALL_TABLES, lake_target
+from lakehouse.control.store import ALL_TABLES, file_places, lake_target
 from lakehouse.secrets.keyring import destination_place
 from lakehouse.standing import standings
 from schemas.errors import LakehouseError
@@ -359,7 +359,8 @@ def check_target(
     """What a destination that is fed by deliveries would write to, reached and found to be a place for it.
 
     Raises:
-        LakehouseError: it lies in a lake or is the hot database, is another's, cannot name a table, or does not answer.
+        LakehouseError: it and a lake or another destination lie in one another, it is the hot database or another's,
+            cannot name a table, or does not answer.
     """
     from federation.files.adapter import FilesAdapter
     from lakehouse.deliver.targets import adapter_of
@@ -380,10 +381,24 @@ def check_target(
                         f"{place} and the lake at {warehouse} lie in one another",
                         "Give it a prefix of its own: maintenance removes from a lake what it does not know.",
                     )
+            _check_overlap(app, identifier, kind, place, target)
         adapter.check()
     finally:
         adapter.close()
     return target
+
+
+def _check_overlap(app: App, identifier: uuid.UUID, kind: DestinationKind, place: str, target: str) -> None:
+    """No other destination's files lie there, or around it. One with the same target is told so where it is stored."""
+    for other in file_places(app.engine):
+        if other.id == identifier or (other.kind, other.target) == (kind.value, target):
+            continue
+        # By the path alone: DuckDB tells keys apart by it, whatever the endpoints.
+        if place.startswith(f"{other.location}/") or f"{other.location}/".startswith(place):
+            raise LakehouseError(
+                f"{place} and {other.location}/ (destination {other.name}) lie in one another",
+                "Give each destination a prefix of its own, also at another endpoint: files are read by their path.",
+            )
 
 
 def reach(app: App, destination: Destination) -> dict[str, Any]:

@@ -14,11 +14,13 @@ import pytest
 from federation.config import ConfigError, parse_config
 from federation.kinds import DestinationKind
 from federation.protocol import DestinationError, ForeignTargetError, Owner
+from lakehouse import destinations
 from lakehouse.deliver.fill import Place, fill
 from lakehouse.deliver.ranges import open_lake_table, range_reader
 from lakehouse.deliver.run import resync
 from lakehouse.duck import connect
-from schemas.errors import Retry
+from lakehouse.lakes import add_lake
+from schemas.errors import LakehouseError, Retry
 from tests.conformance.places import Files
 from tests.conformance.stage import Stage, more_columns
 from tests.support import ROOT, insert_events
@@ -92,6 +94,47 @@ def test_of_two_that_come_at_once_one_is_refused(stage: Stage, monkeypatch: pyte
     second.close()
     stage.delivered()
     stage.equal()
+
+
+def test_prefixes_that_lie_in_one_another_are_refused(stage: Stage) -> None:
+    """By their path alone: one destination's files would be read with another's keys, at another's endpoint."""
+    house, place = stage.house, stage.place
+    assert isinstance(place, Files)
+    location, other = place.config["location"], {DestinationKind.PARQUET_S3, DestinationKind.JSONL_S3} - {place.kind}
+    elsewhere = {"endpoint": place.s3.endpoint.replace("127.0.0.1", "localhost")}
+    assert elsewhere["endpoint"] != place.s3.endpoint
+
+    def add(kind: DestinationKind = place.kind, **config: Any) -> destinations.Destination:
+        return destinations.add(
+            house.app,
+            organization="org-a",
+            kind=kind.value,
+            name="another",
+            config=place.config | config,
+            tables=["events"],
+            cadence_seconds=900,
+            table_cadences={},
+            credentials=place.credentials,
+        )
+
+    for config in (
+        {"location": f"{location}/events"},
+        {"location": f"{location}/events"} | elsewhere,
+        {"location": location.rpartition("/")[0]},
+        elsewhere,
+        {"kind": next(iter(other))},
+    ):
+        with pytest.raises(LakehouseError, match=r"\(destination there\) lie in one another"):
+            add(**config)
+    with pytest.raises(LakehouseError, match=r"writes to .* already"):
+        add()
+    with pytest.raises(LakehouseError, match=r"\(destination there\) lie in one another"):
+        add_lake(house.app, "org-a", f"{location}/lake", endpoint=place.s3.endpoint, credentials=place.credentials)
+    destinations.edit(house.app, stage.destination, credentials=place.credentials)
+    destinations.remove(house.app, add(location=f"{location}-too"))
+    destinations.remove(house.app, stage.destination)
+    stage.destination = add(location=f"{location}/events")
+    stage.delivered()
 
 
 def test_a_filling_that_is_overtaken_is_brought_further(stage: Stage) -> None:

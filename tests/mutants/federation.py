@@ -356,6 +356,27 @@ DELIVERED = (
         "conformance/test_files.py::test_of_two_that_come_at_once_one_is_refused",
     ),
     mutant(
+        "files-are-read-with-anothers-keys",
+        "lakehouse/destinations.py",
+        "            _check_overlap(app, identifier, kind, place, target)\n",
+        "",
+        "conformance/test_files.py::test_prefixes_that_lie_in_one_another_are_refused",
+    ),
+    mutant(
+        "a-lake-lies-in-a-destination",
+        "lakehouse/lakes.py",
+        '    places += [(f"destination {d.name}", d.location) for d in store.file_places(app.engine)]\n',
+        "    del store\n",
+        "conformance/test_files.py::test_prefixes_that_lie_in_one_another_are_refused",
+    ),
+    mutant(
+        "keys-of-what-was-removed",
+        "lakehouse/duck.py",
+        '            engine.execute(f"DROP SECRET IF EXISTS {_secret_name(other)}")\n',
+        "",
+        "unit/test_duck.py::test_what_was_removed_leaves_no_keys_behind",
+    ),
+    mutant(
         "a-delivery-is-not-compared",
         "lakehouse/deliver/run.py",
         "                    if taken_after < claimed.sequence_upto:",
