@@ -16,7 +16,7 @@ Invariants, which the conformance suite proves of every kind (tests/conformance)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from schemas.contract import Contract
@@ -65,6 +65,14 @@ class Owner:
     organization: str
     shared: bool = False
     """The target holds the rows of every organization of this installation, in one table; it is the operator's."""
+    destination: str = field(default="", compare=False)
+    """The id of the destination: the target bears it, for one target can be reached by several spellings."""
+    living: Callable[[str], bool] = field(default=lambda _: False, compare=False, repr=False)
+    """Whether a destination of this id is there. The target of one that was removed can be another's."""
+
+    def beside(self, destination: str) -> bool:
+        """The target is that of another destination, which is there still."""
+        return destination != self.destination and self.living(destination)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from lakehouse.control.models import (
     WarehouseDelivery,
     WarehouseDestination,
 )
-from lakehouse.control.store import ALL_TABLES, lake_target
+from lakehouse.control.store import ALL_TABLES, file_places, lake_target
 from lakehouse.secrets.keyring import destination_place
 from lakehouse.standing import standings
 from schemas.errors import LakehouseError
@@ -200,7 +200,7 @@ def add(
     identifier = uuid.uuid4()
     keys = parse_credentials(chosen, dict(credentials or {}))
     if lake is None or chosen in COPYING:
-        target = check_target(app, organization, chosen, config, keys, tables)
+        target = check_target(app, identifier, organization, chosen, config, keys, tables)
     else:
         target = lake_target(lake.warehouse, lake.namespace)
     sealed, version = app.vault.seal(keys, destination_place(organization, identifier)) if keys else (None, None)
@@ -277,8 +277,9 @@ def edit(
         keys = parse_credentials(kind, dict(credentials))
         if kind not in COPYING:
             raise LakehouseError(f"{destination.name}: a {kind.value} destination has no credentials of its own")
+        chosen = tables or destination.tables
         values["target"] = check_target(
-            app, destination.organization, kind, destination.config, keys, tables or destination.tables
+            app, destination.id, destination.organization, kind, destination.config, keys, chosen
         )
         place = destination_place(destination.organization, destination.id)
         values["encrypted_credentials"], values["token_key_version"] = app.vault.seal(keys, place)
@@ -348,6 +349,7 @@ def remove(app: App, destination: Destination) -> None:
 
 def check_target(
     app: App,
+    identifier: uuid.UUID,
     organization: str | None,
     kind: DestinationKind,
     config: Mapping[str, Any],
@@ -357,14 +359,17 @@ def check_target(
     """What a destination that is fed by deliveries would write to, reached and found to be a place for it.
 
     Raises:
-        LakehouseError: it lies in a lake or is the hot database, is another's, cannot name a table, or does not answer.
+        LakehouseError: it and a lake or another destination lie in one another, it is the hot database or another's,
+            cannot name a table, or does not answer.
     """
     from federation.files.adapter import FilesAdapter
     from lakehouse.deliver.targets import adapter_of
 
     target = target_of(kind, config, credentials)
     _check_names(app, kind, config, tables)
-    adapter = adapter_of(app, organization, kind, config, credentials, shared=organization is None)
+    adapter = adapter_of(
+        app, organization, kind, config, credentials, destination=identifier, shared=organization is None
+    )
     try:
         if isinstance(adapter, FilesAdapter):
             place = f"{adapter.config.location}/"
@@ -376,10 +381,24 @@ def check_target(
                         f"{place} and the lake at {warehouse} lie in one another",
                         "Give it a prefix of its own: maintenance removes from a lake what it does not know.",
                     )
+            _check_overlap(app, identifier, kind, place, target)
         adapter.check()
     finally:
         adapter.close()
     return target
+
+
+def _check_overlap(app: App, identifier: uuid.UUID, kind: DestinationKind, place: str, target: str) -> None:
+    """No other destination's files lie there, or around it. One with the same target is told so where it is stored."""
+    for other in file_places(app.engine):
+        if other.id == identifier or (other.kind, other.target) == (kind.value, target):
+            continue
+        # By the path alone: DuckDB tells keys apart by it, whatever the endpoints.
+        if place.startswith(f"{other.location}/") or f"{other.location}/".startswith(place):
+            raise LakehouseError(
+                f"{place} and {other.location}/ (destination {other.name}) lie in one another",
+                "Give each destination a prefix of its own, also at another endpoint: files are read by their path.",
+            )
 
 
 def reach(app: App, destination: Destination) -> dict[str, Any]:
@@ -393,7 +412,15 @@ def reach(app: App, destination: Destination) -> dict[str, Any]:
         from lakehouse.deliver.targets import adapter_of, credentials_of
 
         keys = credentials_of(app, destination.id)
-        adapter = adapter_of(app, destination.organization, kind, destination.config, keys, shared=destination.shared)
+        adapter = adapter_of(
+            app,
+            destination.organization,
+            kind,
+            destination.config,
+            keys,
+            destination=destination.id,
+            shared=destination.shared,
+        )
         try:
             adapter.check()
         finally:
@@ -416,15 +443,18 @@ def _check_tables(app: App, names: Sequence[str]) -> None:
 
 
 def _check_names(app: App, kind: DestinationKind, config: Mapping[str, Any], tables: Sequence[str]) -> None:
-    """Nothing of these tables has a name that PostgreSQL would cut; no table named means all of them."""
+    """Nothing of these tables has a name that PostgreSQL would cut or another has; no table named means all of them."""
     parsed = parse_config(kind, dict(config))
     if not isinstance(parsed, PostgresReplicaConfig):
         return
     from federation.postgres.layout import Layout
+    from federation.postgres.names import refuse_one_name
 
-    for contract in app.contracts.values():
-        if contract.table in tables or ALL_TABLES in tables or not tables:
-            Layout(contract, parsed.schema_name, parsed.history)
+    every = ALL_TABLES in tables or not tables
+    chosen = [contract for contract in app.contracts.values() if every or contract.table in tables]
+    for contract in chosen:
+        Layout(contract, parsed.schema_name, parsed.history)
+    refuse_one_name([contract.table for contract in chosen], history=parsed.history)
 
 
 def _set_cadences(connection: Connection, destination: uuid.UUID, cadences: Mapping[str, int | None]) -> None:

@@ -91,6 +91,11 @@ def _admit_shared(engine: duckdb.DuckDBPyConnection, lake: LakeAddress) -> None:
     # A lake's keys change when they are stored again or a proxy is started: its secret is then another.
     statement = _secret(lake) or ""
     if _admitted.get(lake.warehouse) != statement:
+        # No two places lie in one another: such a one was removed, and its longer path would be taken for this one's.
+        place = f"{lake.warehouse}/"
+        for other in [w for w in _admitted if place.startswith(f"{w}/") or f"{w}/".startswith(place)]:
+            engine.execute(f"DROP SECRET IF EXISTS {_secret_name(other)}")
+            del _admitted[other]
         _admit(engine, lake)
         _admitted[lake.warehouse] = statement
 
@@ -163,8 +168,12 @@ def _secret(lake: LakeAddress) -> str | None:
         options["HTTP_PROXY"] = literal(f"{parts.hostname}:{parts.port}")
         options["HTTP_PROXY_USERNAME"] = literal(parts.username or "")
         options["HTTP_PROXY_PASSWORD"] = literal(parts.password or "")
-    name = f"lake_{hashlib.sha256(lake.warehouse.encode()).hexdigest()[:16]}"
+    name = _secret_name(lake.warehouse)
     return f"CREATE OR REPLACE SECRET {name} ({', '.join(f'{k} {v}' for k, v in options.items())})"
+
+
+def _secret_name(warehouse: str) -> str:
+    return f"lake_{hashlib.sha256(warehouse.encode()).hexdigest()[:16]}"
 
 
 def literal(text: str) -> str:

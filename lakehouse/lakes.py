@@ -258,11 +258,14 @@ def _check_organization(app: App, organization: str) -> None:
 
 
 def _check_overlap(app: App, organization: str, warehouse: str, others: Mapping[str, str]) -> None:
+    from lakehouse.control import store
+
     # By the path alone: DuckDB tells lakes' keys apart by it, whatever their endpoints.
-    places = {o: w for o, w in others.items() if o != organization}
-    for owner, place in [("the default lake", app.address.warehouse), *places.items()]:
+    places = [("the default lake", app.address.warehouse), *((o, w) for o, w in others.items() if o != organization)]
+    places += [(f"destination {d.name}", d.location) for d in store.file_places(app.engine)]
+    for owner, place in places:
         if f"{warehouse}/".startswith(f"{place}/") or f"{place}/".startswith(f"{warehouse}/"):
             raise LakeError(
                 f"--warehouse {warehouse} and {place} ({owner}) lie in one another",
-                "Give each lake a prefix of its own: whoever may read one would read the other.",
+                "Give each a prefix of its own: whoever may read one would read the other.",
             )

@@ -19,6 +19,7 @@ from urllib.parse import unquote
 from federation.config import FilesConfig
 from federation.files import manifest
 from federation.files.manifest import Entry, Manifest
+from federation.files.mark import Mark
 from federation.files.store import DamagedError, Found, RaceLostError, Store
 from federation.protocol import (
     Delivery,
@@ -77,31 +78,37 @@ class FilesAdapter:
         self.store = store
         self.owner = Owner(owner.installation, owner.organization)
         self.shared = owner.shared
+        self._mark = Mark(store, owner, form.kind)
 
     def check(self) -> None:
         """See `Adapter.check`."""
         import io
         import uuid
 
+        self._mark.check()
+        self._look_around()
         probe = f"_lakehouse/probe-{uuid.uuid4().hex}"
         self.store.put(probe, io.BytesIO(b"{}"))
         self.store.read_json(probe)
         self.store.delete(probe)
-        for table in self.store.folders():
-            for owner in self._owners(table):
-                name = manifest.name(table, owner)
-                if (found := self.store.read_json(name)) is not None:
-                    manifest.read(found, self.form.kind, owner, table, self.store.url(name))
 
-    def _owners(self, table: str) -> list[Owner]:
-        """Whose a table's files have to be: ours, or where they are all organizations' each one's."""
-        if not self.shared:
-            return [self.owner]
-        names = (n.partition("organization_id=")[2] for n in self.store.folders(f"{table}/"))
-        return [dataclasses.replace(self.owner, organization=unquote(n)) for n in names if n]
+    def _look_around(self) -> None:
+        """No table there has another's files, whatever the mark says, or if there is none."""
+        for table in self.store.folders():
+            for folder in self.store.folders(f"{table}/"):
+                organization = unquote(folder.partition("organization_id=")[2])
+                name = manifest.name(table, dataclasses.replace(self.owner, organization=organization))
+                if organization and (found := self.store.read_json(name)) is not None:
+                    # Whose they have to be: ours, or where they are all organizations' each one's.
+                    owner = dataclasses.replace(self.owner, organization=organization) if self.shared else self.owner
+                    manifest.read(found, self.form.kind, owner, table, self.store.url(name))
 
     def prepare(self, contract: Contract) -> None:
         """See `Adapter.prepare`. An added column is there from the next file on; older ones read as null."""
+        marked = self._mark.check()
+        if marked is None:
+            self._look_around()
+        self._mark.take(marked)
         found, held = self.manifest(contract)
         if found is None or held.contract != contract.version:
             try:
@@ -125,6 +132,7 @@ class FilesAdapter:
             ForeignTargetError: it is another's.
             DestinationError: it cannot be read.
         """
+        self._mark.once()
         name = manifest.name(contract.table, self.owner)
         found = self.store.read_json(name)
         if found is None:
@@ -235,6 +243,7 @@ class FilesAdapter:
 
     def _taken(self, contract: Contract) -> tuple[Found | None, Manifest]:
         """What a filling has taken, with what it was read as; nothing where there is none, or somebody damaged it."""
+        self._mark.once()
         name = manifest.filling_name(contract.table, self.owner)
         try:
             found = self.store.read_json(name)

@@ -118,11 +118,19 @@ class PostgresAdapter:
             self._marks.check_owner(cursor)
             for statement in create_marks(layout.schema, shared=self.owner.shared):
                 self._run(cursor, statement)
-            marks = self._marks.contracts(cursor, layout)
-            if not marks:
+            made = self._marks.made(cursor, layout)
+            mine = made.get(self.owner.organization)
+            if not made:
                 self._marks.refuse_strangers(cursor, layout)
-            elif marks.get(self.owner.organization) == contract.version and not again:
-                return
+            elif mine is not None and not again:
+                if layout.history and not mine.history:
+                    raise DestinationError(
+                        f"{self.where}: {contract.table} was filled by a destination that kept no history",
+                        "Run `lakehouse destinations resync` for it: it is filled with every version.",
+                        retry=Retry.NEVER,
+                    )
+                if mine == self._marks.wanted(layout):
+                    return
             # Only what is missing: a change of a table or view would wait for its readers, and hold up new ones.
             for statement in layout.create(lambda name: self._columns(cursor, layout.schema, name)):
                 self._run(cursor, statement)
@@ -130,7 +138,7 @@ class PostgresAdapter:
                 self._run(cursor, sql.SQL("CREATE OR REPLACE VIEW {} AS {}").format(layout.view, layout.latest))
             for statement in layout.describe():
                 self._run(cursor, statement)
-            self._marks.set_contract(cursor, layout)
+            self._marks.set_made(cursor, layout)
 
     def _shows(self, cursor: Cursor, layout: Layout) -> bool:
         """The view is there and selects what it should."""
@@ -243,6 +251,7 @@ class PostgresAdapter:
             self._run(cursor, layout.clear(layout.versions, filling.sequence, stands))
             self._run(cursor, layout.merge(layout.filling_table))
             self._marks.stand(cursor, layout, max(filling.sequence, stands), snapshot_id)
+            self._marks.set_history(cursor, layout)
             self._run(cursor, sql.SQL("DROP TABLE {}").format(layout.filling_table))
             self._marks.end_filling(cursor, layout, filling.sequence)
         return Receipt(max(filling.sequence, stands), filling.rows)

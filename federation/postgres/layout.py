@@ -1,4 +1,4 @@
-"""What the replica's schema holds, as SQL: the only place that knows its names and types.
+"""What the replica's schema holds, as SQL: the only place that knows its types; `names.py` has the names.
 
 In the destination's schema, for each table of the lake:
 
@@ -6,7 +6,8 @@ In the destination's schema, for each table of the lake:
   one back). Keyed by the lake's identity, event time and key.
 - `<table>`: the view of the latest state, in native types (jsonb, arrays, timestamptz).
 - `<table>_history`, on request: every version, keyed by `_sequence`.
-- `_lakehouse`: one row a table: whose it is, and the `_sequence` that it is complete to.
+- `_lakehouse`: one row a table: whose it is (installation, organization, destination), whether its history is whole,
+  and the `_sequence` that it is complete to.
 - `_lakehouse_filling`, one row for each table that is being filled anew, and `_<table>_filling`, what that has taken.
 
 Vendor-wide, the same tables hold every organization's rows: their keys have the tenant's column too, and the marks,
@@ -26,6 +27,7 @@ from psycopg import sql
 
 from federation.aspects import Aspect, compared, compared_by
 from federation.config import IDENTIFIER_BYTES
+from federation.postgres.names import FILLINGS, MARKS, SHARED_MARKS, short
 from federation.protocol import DIGITS, DestinationError
 from schemas.canonical import postgres_field_text, postgres_hash
 from schemas.contract import Column, Contract
@@ -33,9 +35,6 @@ from schemas.errors import Retry
 from schemas.lake_columns import DELETE, LAKE_COLUMNS, OP, SEQUENCE, lake_fields, required_columns
 from schemas.types import LogicalType
 
-MARKS = "_lakehouse"
-FILLINGS = "_lakehouse_filling"
-SHARED_MARKS = "_lakehouse_all"
 _TYPES = {
     "string": "text",
     "boolean": "boolean",
@@ -100,10 +99,14 @@ class Layout:
         return sql.Identifier(self.schema, MARKS if self.organization is None else SHARED_MARKS)
 
     @property
-    def filling_table(self) -> sql.Identifier:
+    def filling_name(self) -> str:
         # Several organizations' may be filled at once.
         whose = "" if self.organization is None else f"_{hashlib.sha256(self.organization.encode()).hexdigest()[:8]}"
-        return sql.Identifier(self.schema, _short(f"{self.versions_name}_filling{whose}"))
+        return short(f"{self.versions_name}_filling{whose}")
+
+    @property
+    def filling_table(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, self.filling_name)
 
     @property
     def fillings(self) -> sql.Identifier:
@@ -160,11 +163,11 @@ class Layout:
         if self.contract.event_time:
             # The key begins with the event time where there is one; by the key alone people look things up.
             yield sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} ({})").format(
-                sql.Identifier(_short(f"{self.versions_name}_key")), self.versions, _names(self.contract.primary_key)
+                sql.Identifier(short(f"{self.versions_name}_key")), self.versions, _names(self.contract.primary_key)
             )
         # What came last is compared after each delivery. A block range index costs a write next to nothing.
         yield sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} USING brin ({})").format(
-            sql.Identifier(_short(f"{self.versions_name}_sequence")), self.versions, sql.Identifier(SEQUENCE)
+            sql.Identifier(short(f"{self.versions_name}_sequence")), self.versions, sql.Identifier(SEQUENCE)
         )
 
     @property
@@ -192,7 +195,10 @@ class Layout:
         return [*first, *own, *(c for c in columns if c not in first)]
 
     def begin_filling(self) -> Iterator[sql.Composable]:
-        """Statements that make an empty table for what a filling takes; what an older one took is dropped."""
+        """Statements that make an empty table for what a filling takes; what an older one took is dropped.
+
+        Whose that is has been looked at: `Marks.begin_filling`.
+        """
         columns = [sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL(native_type(c))) for c in self.fields]
         yield sql.SQL("DROP TABLE IF EXISTS {}").format(self.filling_table)
         yield sql.SQL("CREATE TABLE {} ({})").format(self.filling_table, sql.SQL(", ").join(columns))
@@ -296,7 +302,8 @@ def create_marks(schema: str, *, shared: bool) -> Iterator[sql.Composable]:
     marks = sql.Identifier(schema, SHARED_MARKS if shared else MARKS)
     yield sql.SQL(
         "CREATE TABLE IF NOT EXISTS {} (table_name text, installation text NOT NULL, organization text NOT NULL, "
-        "contract text NOT NULL, sequence bigint NOT NULL DEFAULT 0, filled bigint NOT NULL DEFAULT 0, "
+        "contract text NOT NULL, history boolean NOT NULL, destination text NOT NULL, "
+        "sequence bigint NOT NULL DEFAULT 0, filled bigint NOT NULL DEFAULT 0, "
         "snapshot_id bigint, delivered_at timestamptz, PRIMARY KEY ({}))"
     ).format(marks, _names(("table_name", "organization") if shared else ("table_name",)))
     yield sql.SQL("COMMENT ON TABLE {} IS {}").format(
@@ -319,12 +326,6 @@ def _beyond(after: int) -> list[sql.Composable]:
 
 def _names(names: Sequence[str]) -> sql.Composed:
     return sql.SQL(", ").join(map(sql.Identifier, names))
-
-
-def _short(name: str) -> str:
-    if len(name.encode()) <= IDENTIFIER_BYTES:
-        return name
-    return f"{name[:40]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def quoted(name: str) -> str:

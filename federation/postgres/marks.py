@@ -12,13 +12,25 @@ from typing import TYPE_CHECKING
 
 from psycopg import sql
 
-from federation.postgres.layout import FILLINGS, MARKS, SHARED_MARKS, Layout, create_fillings, quoted
+from federation.postgres.layout import Layout, create_fillings, quoted
+from federation.postgres.names import FILLINGS, MARKS, SHARED_MARKS, refuse_one_name
 from federation.protocol import Filling, FillingTakenError, ForeignTargetError, Owner
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adbc_driver_postgresql.dbapi import Cursor
 
     from schemas.contract import Contract
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a table was made as. `history`: every version has been kept since."""
+
+    contract: str
+    history: bool
+    destination: str
 
 
 @dataclass(frozen=True)
@@ -46,14 +58,19 @@ class Marks:
             )
         if none:
             return False
-        cursor.execute(f"SELECT DISTINCT installation, organization FROM {ours}")
-        for installation, organization in cursor.fetchall():
+        cursor.execute(f"SELECT DISTINCT installation, organization, destination FROM {ours}")
+        for installation, organization, destination in cursor.fetchall():
             if installation != self.owner.installation or (
                 organization != self.owner.organization and not self.owner.shared
             ):
                 raise ForeignTargetError(
                     f"{self.where}: belongs to organization {organization} of installation {installation}",
                     "Give each organization a schema of its own. Nothing was written.",
+                )
+            if self.owner.beside(destination):
+                raise ForeignTargetError(
+                    f"{self.where}: is what destination {destination} writes to, however its host is spelled",
+                    "Two destinations never share a schema: remove one of them. Nothing was written.",
                 )
         return True
 
@@ -62,12 +79,20 @@ class Marks:
 
         Raises:
             ForeignTargetError: something is.
+            DestinationError: another table of ours has it, or would have it.
         """
+        query = sql.SQL("SELECT DISTINCT table_name FROM {}").format(layout.marks)
+        cursor.execute(query.as_string(None))
+        refuse_one_name([*(row[0] for row in cursor.fetchall()), layout.contract.table], history=layout.history)
         names = [
             layout.versions_name,
             layout.contract.table,
             *([f"{layout.contract.table}_history"] if layout.history else []),
+            layout.filling_name,
         ]
+        self._refuse(cursor, layout, names)
+
+    def _refuse(self, cursor: Cursor, layout: Layout, names: Sequence[str]) -> None:
         for name in names:
             cursor.execute("SELECT to_regclass($1) IS NULL", (f"{quoted(layout.schema)}.{quoted(name)}",))
             if cursor.fetchone() != (True,):
@@ -76,21 +101,32 @@ class Marks:
                     "Choose another schema, or remove it. Nothing was written.",
                 )
 
-    def contracts(self, cursor: Cursor, layout: Layout) -> dict[str, str]:
-        """By organization: the version of the contract that a table was made by; none where nobody made it."""
-        query = sql.SQL("SELECT contract, organization FROM {} WHERE table_name = $1").format(layout.marks)
-        cursor.execute(query.as_string(None), (layout.contract.table,))
-        return {organization: version for version, organization in cursor.fetchall()}
+    def made(self, cursor: Cursor, layout: Layout) -> dict[str, Made]:
+        """By organization: what a table was made as; none where nobody made it."""
+        query = sql.SQL("SELECT organization, contract, history, destination FROM {} WHERE table_name = $1")
+        cursor.execute(query.format(layout.marks).as_string(None), (layout.contract.table,))
+        return {row[0]: Made(*row[1:]) for row in cursor.fetchall()}
 
-    def set_contract(self, cursor: Cursor, layout: Layout) -> None:
-        """The table is as its contract says, and is ours."""
+    def wanted(self, layout: Layout) -> Made:
+        """What the table should have been made as."""
+        return Made(layout.contract.version, layout.history, self.owner.destination)
+
+    def set_made(self, cursor: Cursor, layout: Layout) -> None:
+        """The table is as its contract says, and is ours. A history that was not kept for a while is none."""
         statement = sql.SQL(
-            "INSERT INTO {} (table_name, installation, organization, contract) VALUES ($1, $2, $3, $4) "
-            "ON CONFLICT ({}) DO UPDATE SET contract = excluded.contract"
+            "INSERT INTO {} AS held (table_name, installation, organization, contract, history, destination) "
+            "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT ({}) DO UPDATE SET contract = excluded.contract, "
+            "history = held.history AND excluded.history, destination = excluded.destination"
         ).format(layout.marks, sql.SQL("table_name, organization" if self.owner.shared else "table_name"))
-        contract = layout.contract
-        values = (contract.table, self.owner.installation, self.owner.organization, contract.version)
-        cursor.execute(statement.as_string(None), values)
+        now = self.wanted(layout)
+        of = (layout.contract.table, self.owner.installation, self.owner.organization)
+        cursor.execute(statement.as_string(None), (*of, now.contract, now.history, now.destination))
+
+    def set_history(self, cursor: Cursor, layout: Layout) -> None:
+        """It was filled anew: every version is there, where that is wanted."""
+        statement = sql.SQL("UPDATE {} SET history = $3 WHERE table_name = $1 AND organization = $2")
+        values = (*self._key(layout.contract), layout.history)
+        cursor.execute(statement.format(layout.marks).as_string(None), values)
 
     def standing(self, cursor: Cursor, layout: Layout, *, lock: bool) -> int | None:
         """The `_sequence` that the table is complete to; None where it has no mark."""
@@ -144,8 +180,16 @@ class Marks:
             )
 
     def begin_filling(self, cursor: Cursor, layout: Layout) -> None:
-        """From now on what was filled before is forgotten; nothing is known of the new one yet."""
+        """From now on what was filled before is forgotten; nothing is known of the new one yet.
+
+        Raises:
+            ForeignTargetError: there is a table of that name, and no filling of ours that made it.
+        """
         cursor.execute(create_fillings(layout.schema).as_string(None))
+        known = sql.SQL("SELECT FROM {} WHERE table_name = $1 AND organization = $2").format(layout.fillings)
+        cursor.execute(known.as_string(None), self._key(layout.contract))
+        if cursor.fetchone() is None:
+            self._refuse(cursor, layout, [layout.filling_name])
         statement = sql.SQL(
             "INSERT INTO {} (table_name, organization, filling) VALUES ($1, $2, '{{}}') "
             "ON CONFLICT (table_name, organization) DO UPDATE SET begun_at = clock_timestamp()"

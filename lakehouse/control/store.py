@@ -6,7 +6,7 @@ Each function is one transaction. What only the holder of a task may write takes
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from lakehouse.landing.cursor import Inventory, LakeCursor, Quarantine
 from lakehouse.outbox.lease import seconds
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement, Connection, Engine
+    from sqlalchemy import ColumnElement, Connection, Engine, Row
 
 ALL_TABLES = "*"
 """In `enabled_tables`: every table that has a contract, now or later."""
@@ -55,6 +55,16 @@ def lakes(engine: Engine) -> list[Lake]:
 
     with Session(engine, expire_on_commit=False) as session:
         return list(session.scalars(select(Lake).order_by(Lake.organization_id)))
+
+
+def file_places(engine: Engine) -> Sequence[Row[tuple[uuid.UUID, str, str, str | None, str]]]:
+    """Of every destination that writes files: id, kind, name, target and location."""
+    row = WarehouseDestination
+    location = row.config["location"].astext.label("location")
+    with engine.connect() as connection:
+        return connection.execute(
+            select(row.id, row.kind, row.name, row.target, location).where(location.is_not(None)).order_by(row.id)
+        ).all()
 
 
 def enrol(

@@ -262,7 +262,15 @@ def _open(
 ) -> Iterator[_Side]:
     """As `_shown`, with an adapter of its own."""
     credentials = credentials_of(app, destination.id)
-    adapter = adapter_of(app, organization, kind, destination.config, credentials, shared=destination.shared)
+    adapter = adapter_of(
+        app,
+        organization,
+        kind,
+        destination.config,
+        credentials,
+        destination=destination.id,
+        shared=destination.shared,
+    )
     try:
         with _shown(app, organization, kind, contract, adapter, credentials) as found:
             yield found

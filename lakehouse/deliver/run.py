@@ -63,7 +63,10 @@ def deliver_claimed(app: App, claimed: ClaimedDelivery) -> LakehouseError | None
             lake = open_lake_table(app, contract, claimed.organization, at_least=claimed.sequence_upto)
             credentials = credentials_of(app, claimed.destination)
             raw, shared = _config(app.engine, claimed)
-            adapter = adapter_of(app, claimed.organization, claimed.kind, raw, credentials, shared=shared)
+            whose = claimed.destination
+            adapter = adapter_of(
+                app, claimed.organization, claimed.kind, raw, credentials, destination=whose, shared=shared
+            )
             try:
                 adapter.prepare(contract)
                 if _is_filled(app, adapter, contract, claimed):
@@ -181,7 +184,15 @@ def resync(app: App, destination: Destination, tables: Sequence[str]) -> list[De
 def _resync(app: App, destination: Destination, organization: str, tables: Sequence[str]) -> list[Delivered]:
     kind = DestinationKind(destination.kind)
     credentials = credentials_of(app, destination.id)
-    adapter = adapter_of(app, organization, kind, destination.config, credentials, shared=destination.shared)
+    adapter = adapter_of(
+        app,
+        organization,
+        kind,
+        destination.config,
+        credentials,
+        destination=destination.id,
+        shared=destination.shared,
+    )
     results = []
     try:
         for table in tables:

@@ -50,6 +50,23 @@ def credentials_of(app: App, identifier: uuid.UUID) -> dict[str, str]:
     return parse_credentials(DestinationKind(row.kind), opened)
 
 
+def is_there(app: App, identifier: str) -> bool:
+    """Whether there is a destination of this id; what no id can be is none's."""
+    import uuid
+
+    from sqlalchemy import select
+
+    from lakehouse.control.models import WarehouseDestination
+
+    try:
+        wanted = uuid.UUID(identifier)
+    except ValueError:
+        return False
+    query = select(WarehouseDestination.id).where(WarehouseDestination.id == wanted)
+    with app.engine.connect() as connection:
+        return connection.execute(query).one_or_none() is not None
+
+
 def way_to(app: App, organization: str | None, config: Any, credentials: Mapping[str, str]) -> Way:
     """How the target is reached.
 
@@ -127,11 +144,13 @@ def adapter_of(
     raw: Mapping[str, Any],
     credentials: Mapping[str, str],
     *,
+    destination: uuid.UUID | None,
     shared: bool = False,
 ) -> Adapter:
     """The adapter of a destination for the rows of this organization. `shared`: it is vendor-wide.
 
-    Without an organization it can be checked, and nothing else.
+    Without an organization it can be checked, and nothing else. Without the destination's id a target that a
+    destination writes to is refused.
 
     Raises:
         LakehouseError: its config is not valid, or it leads where it must not.
@@ -139,5 +158,6 @@ def adapter_of(
     if kind not in COPYING:
         raise DestinationError(f"{kind.value} is not fed by deliveries", retry=Retry.NEVER)
     config = parse_config(kind, dict(raw))
-    owner = Owner(app.settings.installation, organization or "", shared)
+    living = functools.partial(is_there, app)
+    owner = Owner(app.settings.installation, organization or "", shared, str(destination or ""), living)
     return open_adapter(kind, raw, credentials, owner, way_to(app, organization, config, credentials))

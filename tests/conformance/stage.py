@@ -11,12 +11,14 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from federation.config import parse_config
 from federation.kinds import DeliveryStatus, DestinationKind
-from federation.protocol import Delivery
+from federation.protocol import Delivery, Owner
+from federation.registry import open_adapter
 from lakehouse import destinations
 from lakehouse.deliver.parity import Parity, parity
 from lakehouse.deliver.run import deliver_now
-from lakehouse.deliver.targets import adapter_of
+from lakehouse.deliver.targets import adapter_of, way_to
 from lakehouse.destinations import Destination
 from schemas.contract import BUILT_IN
 from schemas.errors import LakehouseError
@@ -53,7 +55,14 @@ class Stage:
 
     def adapter(self, credentials: dict[str, str] | None = None) -> Any:
         keys = self.place.credentials if credentials is None else credentials
-        return adapter_of(self.house.app, "org-a", self.place.kind, self.place.config, keys)
+        whose = self.destination.id
+        return adapter_of(self.house.app, "org-a", self.place.kind, self.place.config, keys, destination=whose)
+
+    def adapter_of(self, owner: Owner) -> Any:
+        """As whoever else comes to the same place."""
+        place, app = self.place, self.house.app
+        way = way_to(app, owner.organization, parse_config(place.kind, place.config), place.credentials)
+        return open_adapter(place.kind, place.config, place.credentials, owner, way)
 
     @property
     def every_version(self) -> bool:

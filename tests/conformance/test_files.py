@@ -17,16 +17,21 @@ import pytest
 
 from federation.config import ConfigError, parse_config
 from federation.kinds import DestinationKind
+from federation.protocol import DestinationError, ForeignTargetError, Owner
+from lakehouse import destinations
 from lakehouse.deliver.fill import Place, fill
 from lakehouse.deliver.parity import parity
 from lakehouse.deliver.ranges import open_lake_table, range_reader
 from lakehouse.deliver.run import resync
 from lakehouse.duck import connect
-from schemas.errors import Retry
+from lakehouse.lakes import add_lake
+from schemas.errors import LakehouseError, Retry
 from tests.conformance.places import Files, is_data
 from tests.conformance.stage import Stage, more_columns
 from tests.faults.proxy import Fault, HttpProxy
 from tests.support import ROOT, insert_events
+
+MARK = "exports/org-a/_lakehouse.json"
 
 
 @pytest.fixture(params=[DestinationKind.PARQUET_S3, DestinationKind.JSONL_S3], ids=lambda k: k.value)
@@ -45,6 +50,97 @@ def test_a_damaged_manifest_is_said_and_filled_anew(stage: Stage, body: bytes) -
     (result,) = resync(stage.house.app, stage.destination, ["events"])
     assert result.error is None, result.error
     stage.equal()
+
+
+def test_a_prefix_that_lost_its_mark_is_still_its_owners(stage: Stage) -> None:
+    place = stage.place
+    assert isinstance(place, Files)
+    stage.delivered()
+    marked = place.stored()
+    place.client.delete_object(Bucket=place.bucket, Key=MARK)
+    contract = stage.house.app.contract("events")
+    for ask in ("check", "prepare"):
+        adapter = stage.adapter_of(Owner("tests", "org-b"))
+        with pytest.raises(ForeignTargetError, match="org-a"):
+            getattr(adapter, ask)(*([contract] if ask != "check" else []))
+        adapter.close()
+    assert place.stored() == {k: v for k, v in marked.items() if k != MARK}
+    stage.delivered()
+    adapter = stage.adapter()
+    adapter.prepare(contract)
+    assert place.stored() == marked
+    # One that says nothing is made again when somebody removed it, and not before.
+    place.put(MARK, b"{}")
+    with pytest.raises(DestinationError, match="does not say whose") as caught:
+        adapter.prepare(contract)
+    assert caught.value.retry is Retry.MANUAL and "delete that object" in caught.value.hint
+    place.client.delete_object(Bucket=place.bucket, Key=MARK)
+    adapter.prepare(contract)
+    adapter.close()
+    assert place.stored() == marked
+
+
+def test_of_two_that_come_at_once_one_is_refused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    contract = stage.house.app.contract("events")
+    second = stage.adapter_of(Owner("tests", "org-a", destination="another", living=lambda _: True))
+    read, asked = second.store.read_json, []
+
+    def meanwhile(name: str) -> Any:
+        found = read(name)
+        if not asked:
+            first = stage.adapter()
+            first.prepare(contract)
+            first.close()
+        asked.append(name)
+        return found
+
+    monkeypatch.setattr(second.store, "read_json", meanwhile)
+    with pytest.raises(ForeignTargetError, match=str(stage.destination.id)):
+        second.prepare(contract)
+    second.close()
+    stage.delivered()
+    stage.equal()
+
+
+def test_prefixes_that_lie_in_one_another_are_refused(stage: Stage) -> None:
+    """By their path alone: one destination's files would be read with another's keys, at another's endpoint."""
+    house, place = stage.house, stage.place
+    assert isinstance(place, Files)
+    location, other = place.config["location"], {DestinationKind.PARQUET_S3, DestinationKind.JSONL_S3} - {place.kind}
+    elsewhere = {"endpoint": place.s3.endpoint.replace("127.0.0.1", "localhost")}
+    assert elsewhere["endpoint"] != place.s3.endpoint
+
+    def add(kind: DestinationKind = place.kind, **config: Any) -> destinations.Destination:
+        return destinations.add(
+            house.app,
+            organization="org-a",
+            kind=kind.value,
+            name="another",
+            config=place.config | config,
+            tables=["events"],
+            cadence_seconds=900,
+            table_cadences={},
+            credentials=place.credentials,
+        )
+
+    for config in (
+        {"location": f"{location}/events"},
+        {"location": f"{location}/events"} | elsewhere,
+        {"location": location.rpartition("/")[0]},
+        elsewhere,
+        {"kind": next(iter(other))},
+    ):
+        with pytest.raises(LakehouseError, match=r"\(destination there\) lie in one another"):
+            add(**config)
+    with pytest.raises(LakehouseError, match=r"writes to .* already"):
+        add()
+    with pytest.raises(LakehouseError, match=r"\(destination there\) lie in one another"):
+        add_lake(house.app, "org-a", f"{location}/lake", endpoint=place.s3.endpoint, credentials=place.credentials)
+    destinations.edit(house.app, stage.destination, credentials=place.credentials)
+    destinations.remove(house.app, add(location=f"{location}-too"))
+    destinations.remove(house.app, stage.destination)
+    stage.destination = add(location=f"{location}/events")
+    stage.delivered()
 
 
 def test_a_filling_that_is_overtaken_is_brought_further(stage: Stage) -> None:

@@ -15,7 +15,7 @@ import pytest
 from psycopg import sql
 
 from federation.kinds import DestinationKind
-from federation.protocol import Delivery, DestinationError
+from federation.protocol import Delivery, DestinationError, ForeignTargetError
 from lakehouse import destinations
 from lakehouse.app import App
 from lakehouse.archive import durable
@@ -148,6 +148,28 @@ def test_a_resync_mends_what_was_changed(stage: Stage, there: psycopg.Connection
     stage.equal()
     assert there.execute("SELECT count(severity) FROM events").fetchone() == (10,)
     assert there.execute("SELECT to_regclass('_events_key') IS NOT NULL").fetchone() == (True,)
+
+
+def test_a_filling_leaves_a_strangers_table(stage: Stage, there: psycopg.Connection[Any]) -> None:
+    house = stage.house
+    stage.delivered()
+    there.execute("CREATE TABLE _events_filling AS SELECT 'theirs' AS whose")
+    (result,) = resync(house.app, stage.destination, ["events"])
+    assert isinstance(result.error, ForeignTargetError) and "_events_filling is there" in result.error.detail
+    there.execute("CREATE SCHEMA another")
+    there.execute("GRANT ALL ON SCHEMA another TO PUBLIC")
+    there.execute("CREATE TABLE another._events_filling AS SELECT 'theirs' AS whose")
+    for (schema,) in there.execute("SELECT 'another' UNION SELECT current_schema()").fetchall():
+        name = sql.Identifier(schema, "_events_filling")
+        assert there.execute(sql.SQL("SELECT whose FROM {}").format(name)).fetchall() == [("theirs",)]
+    # Before anything is made, too.
+    (new,) = deliver_now(house.app, [add(stage, tables=["events"])], ["events"])
+    assert isinstance(new.error, ForeignTargetError)
+    assert there.execute("SELECT to_regclass('another._events') IS NULL").fetchone() == (True,)
+    there.execute("DROP TABLE _events_filling")
+    (result,) = resync(house.app, stage.destination, ["events"])
+    assert result.error is None, result.error
+    stage.equal()
 
 
 HARMS = (
@@ -316,16 +338,50 @@ def add(stage: Stage, **changes: Any) -> destinations.Destination:
     return destinations.add(stage.house.app, **(given | changes))
 
 
-def test_a_name_that_a_replica_would_cut_is_refused_at_once(stage: Stage) -> None:
-    contract = json.loads((BUILT_IN / "events" / "v1.json").read_text()) | {"table": "t" * 63}
-    (stage.folder / contract["table"]).mkdir()
-    (stage.folder / contract["table"] / "v1.json").write_text(json.dumps(contract))
+def contracts(stage: Stage, *names: str) -> None:
+    """Tables of these names, each as events is."""
+    for name in names:
+        (stage.folder / name).mkdir()
+        contract = json.loads((BUILT_IN / "events" / "v1.json").read_text()) | {"table": name}
+        (stage.folder / name / "v1.json").write_text(json.dumps(contract))
     stage.house.reopen(CONTRACTS=json.dumps(["builtin", str(stage.folder)]))
-    for tables in ([], ["*"], [contract["table"]]):
+
+
+def test_two_tables_that_need_one_name_are_refused_at_once(stage: Stage) -> None:
+    house = stage.house
+    always = ("events_filling", "events_key", "events_pkey", "events_sequence")
+    contracts(stage, *always, "events_history", "lakehouse", "lakehouse_filling", "lakehouse_all_pkey")
+    pairs = {name: f"_{name} would be what both" for name in always}
+    for table, message in (pairs | {"events_history": "events_history would be what both"}).items():
+        config = {"schema": "another", "history": table == "events_history"}
+        for tables in ([table, "events"], ["events", table]):
+            with pytest.raises(DestinationError, match=message) as caught:
+                add(stage, tables=tables, config=config)
+            assert caught.value.retry is Retry.NEVER
+        destinations.remove(house.app, add(stage, tables=[table], config=config))
+    for table in ("lakehouse", "lakehouse_filling", "lakehouse_all_pkey"):
+        with pytest.raises(DestinationError, match=f"both {table} and our marks"):
+            add(stage, tables=[table])
+    made = add(stage, tables=["events", "events_history"])
+    with pytest.raises(DestinationError, match="_events_key would be what both"):
+        destinations.edit(house.app, made, tables=["events", "events_key"])
+    # One that was taken out left its things there; what they are called is not said to be a stranger's.
+    stage.delivered()
+    adapter = stage.adapter()
+    with pytest.raises(DestinationError, match="both events_filling and events") as caught:
+        adapter.prepare(house.app.contract("events_filling"))
+    adapter.close()
+    assert not isinstance(caught.value, ForeignTargetError) and caught.value.retry is Retry.NEVER
+
+
+def test_a_name_that_a_replica_would_cut_is_refused_at_once(stage: Stage) -> None:
+    long = "t" * 63
+    contracts(stage, long)
+    for tables in ([], ["*"], [long]):
         with pytest.raises(LakehouseError, match="more than 63 bytes"):
             add(stage, tables=tables)
     made = add(stage, tables=["events"])
-    for tables in (["*"], ["events", contract["table"]], ["events", "*"]):
+    for tables in (["*"], ["events", long], ["events", "*"]):
         with pytest.raises(LakehouseError, match="more than 63 bytes"):
             destinations.edit(stage.house.app, made, tables=tables)
     assert destinations.edit(stage.house.app, made, tables=["findings"]).tables == ["findings"]
@@ -374,6 +430,57 @@ def test_a_user_that_cannot_load_is_refused_at_once(stage: Stage, there: psycopg
     with pytest.raises(DestinationError, match="no temporary tables") as caught:
         add(stage)
     assert caught.value.retry is Retry.MANUAL
+
+
+def test_one_replica_by_two_spellings_is_one_destinations(stage: Stage) -> None:
+    house, place = stage.house, stage.place
+    url = place.credentials["url"]
+    other = {"url": url.replace("127.0.0.1", "localhost")}
+    assert other["url"] != url
+    # Both are added before anything bears a mark.
+    second = add(stage, config=place.config, credentials=other, tables=["events"])
+    stage.delivered()
+    before = place.stored()
+    (result,) = deliver_now(house.app, [second], ["events"])
+    assert isinstance(result.error, ForeignTargetError) and str(stage.destination.id) in result.error.detail
+    with pytest.raises(ForeignTargetError, match="however its host is spelled"):
+        destinations.reach(house.app, second)
+    destinations.remove(house.app, second)
+    with pytest.raises(ForeignTargetError):
+        add(stage, config=place.config, credentials=other)
+    assert place.stored() == before
+    destinations.remove(house.app, stage.destination)
+    stage.destination = add(stage, config=place.config, credentials=other, tables=["events"])
+    stage.delivered()
+    stage.equal()
+
+
+def test_a_history_is_no_history_where_it_was_not_kept(stage: Stage) -> None:
+    house = stage.house
+
+    def anew(number: int, *, history: bool) -> list[LakehouseError]:
+        with house.hot() as hot:
+            hot.execute("UPDATE ingested_events SET source = %s WHERE id = 'org-a-e1'", [f"source {number}"])
+        house.sync_ok("events")
+        destinations.remove(house.app, stage.destination)
+        stage.destination = add(stage, config={"schema": "another", "history": history}, tables=["events"])
+        return stage.deliver()
+
+    for round_ in (0, 4):
+        assert anew(round_ + 1, history=False) == []
+        stage.equal()
+        (error,) = anew(round_ + 2, history=True)
+        assert "kept no history" in error.detail and error.retry is Retry.NEVER
+        found = stage.parity()
+        assert not found.equal and "kept no history" in (found.fault or "")
+        (result,) = resync(house.app, stage.destination, ["events"])
+        assert result.error is None, result.error
+        stage.delivered()
+        stage.equal()
+        assert stage.parity().versions == 10 + round_ + 2
+        assert anew(round_ + 3, history=True) == []
+        stage.equal()
+        assert anew(round_ + 4, history=False) == []
 
 
 BAD_URLS = (

@@ -91,7 +91,8 @@ def a_statement_is_given_up(house: Lakehouse, postgres: EmbeddedPostgres, target
     """Stopped while rows are loaded: what was sent is acknowledged, and the answer does not come."""
     app, kind = house.app, DestinationKind.POSTGRES_REPLICA
     contract = app.contract("events")
-    adapter = adapter_of(app, "org-a", kind, target.config, target.credentials)
+    (one,) = [d for d in destinations.destinations(app) if d.kind == kind.value]
+    adapter = adapter_of(app, "org-a", kind, target.config, target.credentials, destination=one.id)
     with range_reader(app, open_lake_table(app, contract, "org-a")) as rows:
         stop = stopped(postgres)
 
@@ -113,7 +114,8 @@ def test_a_server_that_works_is_waited_for(house: Lakehouse, postgres_server: Em
     target = {"url": postgres_server.create_database(schema)}
 
     def sleep(seconds: int) -> None:
-        adapter = adapter_of(house.app, "org-a", DestinationKind.POSTGRES_REPLICA, {"schema": schema}, target)
+        kind = DestinationKind.POSTGRES_REPLICA
+        adapter = adapter_of(house.app, "org-a", kind, {"schema": schema}, target, destination=None)
         try:
             with adapter._session.transaction() as cursor:  # type: ignore[attr-defined]
                 cursor.execute(f"SELECT pg_sleep({seconds})")

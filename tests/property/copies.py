@@ -148,7 +148,8 @@ class Copies:
         assert one.organization is not None
         app, kind = self.house.app, DestinationKind(one.kind)
         lake = open_lake_table(app, contract, one.organization)
-        adapter = adapter_of(app, one.organization, kind, one.config, credentials_of(app, one.id))
+        keys = credentials_of(app, one.id)
+        adapter = adapter_of(app, one.organization, kind, one.config, keys, destination=one.id)
         try:
             adapter.prepare(contract)
             stands, upto = adapter.standing(contract), choose.randint(1, max(1, lake.sequence))
@@ -236,7 +237,8 @@ class Copies:
         for table in NAMES:
             contract = app.contract(table)
             lake = open_lake_table(app, contract, one.organization)
-            adapter = adapter_of(app, one.organization, DestinationKind(one.kind), one.config, target.credentials)
+            kind, keys = DestinationKind(one.kind), target.credentials
+            adapter = adapter_of(app, one.organization, kind, one.config, keys, destination=one.id)
             with psycopg.connect(target.credentials["url"], autocommit=True) as replica:
                 where = sql.SQL(" WHERE table_name = {}").format(sql.Literal(table))
                 replica.execute(mark + where, [0])

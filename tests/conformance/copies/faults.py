@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from federation.kinds import DeliveryStatus
-from federation.protocol import DestinationError, ForeignTargetError
+from federation.protocol import DestinationError, ForeignTargetError, Owner
 from lakehouse import destinations
 from lakehouse.deliver.parity import DifferenceError, parity
 from lakehouse.deliver.ranges import open_lake_table, range_reader
@@ -144,6 +144,34 @@ def a_foreign_mark_is_refused(stage: Stage) -> None:
     assert stage.place.stored() == before
 
 
+def a_place_is_one_destinations(stage: Stage) -> None:
+    """Whoever else comes is refused, whatever it asks for. Of a destination that was removed it is the next one's."""
+    stage.delivered()
+    before = stage.place.stored()
+    contract, here, ours = stage.house.app.contract("events"), stage.house.app.settings.installation, stage.destination
+    for owner in (
+        Owner("another", "org-a"),
+        Owner(here, "org-b"),
+        Owner(here, "org-a", shared=True),
+        Owner(here, "org-a", destination="another", living=lambda identifier: identifier == str(ours.id)),
+    ):
+        for ask in ("check", "prepare", "standing", "filling"):
+            adapter = stage.adapter_of(owner)
+            with pytest.raises(ForeignTargetError):
+                getattr(adapter, ask)(*([contract] if ask != "check" else []))
+            adapter.close()
+    assert stage.place.stored() == before
+    heir = stage.adapter_of(Owner(here, "org-a", destination="another"))
+    heir.check()
+    heir.prepare(contract)
+    assert heir.standing(contract) == 10
+    heir.close()
+    after = stage.place.stored()
+    assert after != before, "it bears the name of the next one"
+    stage.delivered()
+    stage.equal()
+
+
 def a_dead_destination_holds_up_nobody(stage: Stage) -> None:
     stage.delivered()
     stage.place.take_mark("events")
@@ -210,6 +238,7 @@ CASES = (
     a_missing_grant_waits_for_a_person,
     wrong_credentials_wait_for_a_person,
     a_foreign_mark_is_refused,
+    a_place_is_one_destinations,
     a_dead_destination_holds_up_nobody,
     close_releases_whatever_happened,
 )

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from catalog.errors import OwnershipError, StorageError
+from catalog.lake import Lake
 from federation.kinds import DeliveryStatus, DestinationStatus
 from lakehouse import destinations
 from lakehouse.landing.parquet import StagedFileError
@@ -141,6 +142,30 @@ def a_foreign_mark_is_refused(stage: LakeStage) -> None:
     stage.equal()
 
 
+def a_place_is_one_destinations(stage: LakeStage) -> None:
+    """The namespace says whose it is; another organization's has another name, and all organizations' is none."""
+    before, app = stage.place.stored(), stage.house.app
+    lake = app.lake("org-a")
+    stranger = Lake(lake.catalog, lake.address, "org-a", "another")
+    for ask in (stranger.check, stranger.ensure):
+        with pytest.raises(OwnershipError):
+            ask()
+    assert app.lake("org-b").namespace != lake.namespace
+    for organization, said in (("org-a", "writes to .* already"), (None, "is one organization's")):
+        with pytest.raises(LakehouseError, match=said):
+            destinations.add(
+                app,
+                organization=organization,
+                kind=stage.destination.kind,
+                name="another",
+                config={},
+                tables=[],
+                cadence_seconds=900,
+                table_cadences={},
+            )
+    assert stage.place.stored() == before
+
+
 def a_dead_destination_holds_up_nobody(stage: LakeStage) -> None:
     app = stage.house.app
     stage.second_organization()
@@ -204,6 +229,7 @@ CASES = (
     a_missing_grant_waits_for_a_person,
     wrong_credentials_wait_for_a_person,
     a_foreign_mark_is_refused,
+    a_place_is_one_destinations,
     a_dead_destination_holds_up_nobody,
     close_releases_whatever_happened,
 )
