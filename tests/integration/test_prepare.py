@@ -110,16 +110,16 @@ def test_exactly_one_of_the_three(house: Lakehouse) -> None:
     assert "no contract" in house.run("source", "prepare", "--print", "--table", "evnets", check=2).stderr
 
 
-def test_only_the_owner_may(house: Lakehouse, postgres_url: str) -> None:
-    reader = "reader_" + postgres_url.rpartition("_")[2]
-    rest = postgres_url.rpartition("@")[2]
+def test_only_the_owner_may(house: Lakehouse, hot_url: str) -> None:
+    reader = "reader_" + hot_url.rpartition("_")[2]
+    rest = hot_url.rpartition("@")[2]
     with house.hot() as hot:
         hot.execute(f"CREATE ROLE {reader} LOGIN PASSWORD 'x'".encode())
         hot.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {reader}".encode())
         insert_events(hot, "org-a", 1, 3)
         house.variables |= {
             "LAKEHOUSE_SOURCE__URL": f"postgresql://{reader}:x@{rest}",
-            "LAKEHOUSE_CONTROL__URL": postgres_url,
+            "LAKEHOUSE_CONTROL__URL": hot_url,
             "LAKEHOUSE_CAPTURE__METHODS": '{"events": "trigger"}',
         }
         try:
@@ -127,9 +127,9 @@ def test_only_the_owner_may(house: Lakehouse, postgres_url: str) -> None:
             said = house.run("source", "prepare", "--apply", "--table", "events", check=1)
             assert "only its owner" in said.stderr and "LAKEHOUSE_SOURCE__OWNER_URL" in said.stderr
             assert catalog(house) == before
-            house.run("source", "prepare", "--apply", "--table", "events", "--url", postgres_url)
+            house.run("source", "prepare", "--apply", "--table", "events", "--url", hot_url)
             # And by the setting; the reader was granted what it needs, and no more.
-            house.reopen(SOURCE__OWNER_URL=postgres_url)
+            house.reopen(SOURCE__OWNER_URL=hot_url)
             assert house.run_json("source", "prepare", "--apply", "--table", "events")["tables"][0]["statements"] == []
             house.backfill("events")
             house.sync_ok("events")

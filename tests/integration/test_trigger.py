@@ -412,21 +412,21 @@ def test_tombstones_are_pruned_behind_every_position(house: Lakehouse) -> None:
     house.assert_equal("events")
 
 
-def test_a_missing_right_to_prune_is_said(house: Lakehouse, postgres_url: str) -> None:
+def test_a_missing_right_to_prune_is_said(house: Lakehouse, hot_url: str) -> None:
     with house.hot() as hot:
         hot.execute("DELETE FROM ingested_events WHERE id = 'org-a-e1'")
         house.sync_ok("events")
         insert_events(hot, "org-a", 30, 1)
         house.sync_ok("events")
         log = installation.log_table(house.app.contract("events")).as_string(None)
-        reader = "reader_" + postgres_url.rpartition("_")[2]
+        reader = "reader_" + hot_url.rpartition("_")[2]
         hot.execute(f"CREATE ROLE {reader} LOGIN PASSWORD 'x'".encode())
         try:
             hot.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {reader}".encode())
             hot.execute(f"GRANT USAGE ON SCHEMA lakehouse_capture TO {reader}".encode())
             hot.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA lakehouse_capture TO {reader}".encode())
-            rest = postgres_url.rpartition("@")[2]
-            house.reopen(SOURCE__URL=f"postgresql://{reader}:x@{rest}", CONTROL__URL=postgres_url)
+            rest = hot_url.rpartition("@")[2]
+            house.reopen(SOURCE__URL=f"postgresql://{reader}:x@{rest}", CONTROL__URL=hot_url)
             house.sync_ok("events")
             with pytest.raises(Exception, match="no right to prune"):
                 prune_tombstones(house.app)
@@ -438,9 +438,9 @@ def test_a_missing_right_to_prune_is_said(house: Lakehouse, postgres_url: str) -
 
 
 def test_whoever_may_delete_leaves_a_tombstone_and_gets_no_right_to_the_log(
-    house: Lakehouse, postgres_url: str
+    house: Lakehouse, hot_url: str
 ) -> None:
-    writer = "writer_" + postgres_url.rpartition("_")[2]
+    writer = "writer_" + hot_url.rpartition("_")[2]
     with house.hot() as hot:
         hot.execute(f"CREATE ROLE {writer}".encode())
         hot.execute(f"GRANT SELECT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public TO {writer}".encode())
