@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 import psycopg
 
@@ -33,16 +35,22 @@ def restore(server: EmbeddedPostgres, copy: Path) -> None:
     server.start()
 
 
+def from_copy(copy: Path, password: str, settings: Mapping[str, str]) -> EmbeddedPostgres:
+    """A running server that begins with a copied data folder, on a port of its own. The caller stops it."""
+
+    def copied(data: Path, **_: object) -> str:
+        _copy(copy, data)
+        return password
+
+    server = EmbeddedPostgres(settings=settings)
+    with patch("lakehouse.embedded.postgres.initialise", copied):
+        server.start()
+    return server
+
+
 def clone(copy: Path, original: EmbeddedPostgres) -> EmbeddedPostgres:
     """A second server on a copy of another's data, on a port of its own. The caller stops it."""
-    other = EmbeddedPostgres(settings={"autovacuum": "off"})
-    other.start()
-    other.stop(keep=True)
-    shutil.rmtree(other._data)
-    _copy(copy, other._data)
-    other._password = original._password
-    other.start()
-    return other
+    return from_copy(copy, original._password, {"autovacuum": "off"})
 
 
 def standby(primary: EmbeddedPostgres) -> EmbeddedPostgres:

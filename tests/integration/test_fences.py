@@ -20,24 +20,30 @@ from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.landing.cursor import read_cursor
 from lakehouse.landing.history import read_history
 from tests.archiver import archive_rows, enable
-from tests.servers import caught_up, clone, cold_copy, program, promote, restore, standby
+from tests.servers import caught_up, clone, cold_copy, from_copy, program, promote, restore, standby
 from tests.support import Lakehouse, host_tables, insert_events, local_variables
 
 REASON = "the outage of 3 March"
 
 
-@pytest.fixture
-def source() -> Iterator[EmbeddedPostgres]:
-    """A source of the test's own: it is stopped, copied, promoted. Nobody but the test takes transaction ids."""
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """The data folder of a stopped server whose database `app` has the host's tables, and its password."""
     with EmbeddedPostgres(settings={"autovacuum": "off"}) as server:
-        server.create_database("app")
+        host_tables(server.create_database("app"))
+        yield cold_copy(server, "template"), server._password
+
+
+@pytest.fixture
+def source(cluster: tuple[Path, str]) -> Iterator[EmbeddedPostgres]:
+    """A source of the test's own: it is stopped, copied, promoted. Nobody but the test takes transaction ids."""
+    with from_copy(*cluster, {"autovacuum": "off"}) as server:
         yield server
 
 
 @pytest.fixture
 def house(source: EmbeddedPostgres, postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
     url = source.url("app")
-    host_tables(url)
     variables = local_variables(url, tmp_path) | {"LAKEHOUSE_CONTROL__URL": postgres_url}
     lakehouse = Lakehouse(url, variables)
     lakehouse.init()

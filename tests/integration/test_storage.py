@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,14 +16,11 @@ import pytest
 
 from catalog.objects import ObjectWriter
 from catalog.storage import LakeFileIO, object_writer
-from lakehouse.backfill.run import backfill_table
-from lakehouse.backfill.worker import LIBRARIES
 from lakehouse.embedded.s3 import EmbeddedS3
-from lakehouse.executor import LocalProcesses
 from lakehouse.landing.staging import Stager, Target
 from schemas.contract import BUILT_IN, load_contract
 from tests.s3_gate import S3Gate
-from tests.support import Lakehouse, host_tables, insert_events, s3_variables
+from tests.support import ROOT, Lakehouse, host_tables, insert_events, s3_variables
 
 
 def access(s3: EmbeddedS3, endpoint: str | None = None) -> dict[str, str]:
@@ -57,6 +57,22 @@ def test_lakes_share_a_client_only_where_nothing_differs(s3: EmbeddedS3) -> None
     assert client("two") is not client("one")
 
 
+BACKFILL = """
+import json, sys
+from lakehouse.backfill.run import backfill_table
+from lakehouse.backfill.worker import LIBRARIES
+from lakehouse.executor import LocalProcesses
+from tests.support import Lakehouse
+
+house = Lakehouse(*json.loads(sys.argv[1]))
+with LocalProcesses(1, libraries=LIBRARIES) as executor:
+    result = backfill_table(house.app, house.app.contract("events"), executor)
+    assert not result.errors and result.rows == {"org-a": 3000, "org-b": 10}, result
+    # Not a function of a module of ours: it would bring along what is imported there.
+    print(json.dumps(executor.submit(eval, "list(__import__('sys').modules)").result()))
+"""
+
+
 def test_a_backfills_process_loads_neither_iceberg_nor_sqlalchemy(hot_url: str, s3: EmbeddedS3, bucket: str) -> None:
     host_tables(hot_url, ("org-a", "org-b"))
     house = Lakehouse(hot_url, s3_variables(hot_url, s3, bucket))
@@ -65,11 +81,11 @@ def test_a_backfills_process_loads_neither_iceberg_nor_sqlalchemy(hot_url: str, 
             insert_events(hot, "org-a", 1, 3000)
             insert_events(hot, "org-b", 1, 10)
         house.init()
-        with LocalProcesses(1, libraries=LIBRARIES) as executor:
-            result = backfill_table(house.app, house.app.contract("events"), executor)
-            assert not result.errors and result.rows == {"org-a": 3000, "org-b": 10}
-            # Not a function of this module: it would bring along what is imported here.
-            modules = executor.submit(eval, "set(__import__('sys').modules)").result()
+        # An interpreter of its own: what is forked in this one has what tests load.
+        script = [sys.executable, "-c", BACKFILL, json.dumps([house.hot_url, house.variables])]
+        done = subprocess.run(script, capture_output=True, text=True, cwd=ROOT, timeout=120)
+        assert done.returncode == 0, done.stderr
+        modules = set(json.loads(done.stdout))
         assert "pyarrow" in modules
         assert not modules & {"pyiceberg.table", "pyiceberg.io.pyarrow", "sqlalchemy", "duckdb", "typer", "rich"}
         house.assert_equal("events")

@@ -437,9 +437,7 @@ def test_a_missing_right_to_prune_is_said(house: Lakehouse, hot_url: str) -> Non
             hot.execute(f"DROP OWNED BY {reader}; DROP ROLE {reader}".encode())
 
 
-def test_whoever_may_delete_leaves_a_tombstone_and_gets_no_right_to_the_log(
-    house: Lakehouse, hot_url: str
-) -> None:
+def test_whoever_may_delete_leaves_a_tombstone_and_gets_no_right_to_the_log(house: Lakehouse, hot_url: str) -> None:
     writer = "writer_" + hot_url.rpartition("_")[2]
     with house.hot() as hot:
         hot.execute(f"CREATE ROLE {writer}".encode())
