@@ -190,7 +190,7 @@ def a_dead_destination_holds_up_nobody(stage: LakeStage) -> None:
 def close_releases_whatever_happened(stage: LakeStage) -> None:
     """Sessions of catalog, control tables and source; of the storage a client has a few, however often it is used."""
     counts = []
-    for round_number in range(4):
+    for round_number in range(6):
         stage.house.reopen()
         stage.new_row(70 + round_number)
         allow = stage.place.deny() if round_number % 2 else lambda: None
@@ -200,7 +200,8 @@ def close_releases_whatever_happened(stage: LakeStage) -> None:
         stage.house.app.close()
         stage.house.app.close()
         counts.append(_settled_connections(stage))
-    assert counts[3] <= counts[1], counts
+    # One left open by each round would be four more; the storage's client may keep one or two more than before.
+    assert counts[5] < counts[1] + 4, counts
     stage.delivered()
     stage.equal()
 
