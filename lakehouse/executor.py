@@ -35,7 +35,7 @@ class LocalProcesses:
         # A fork of this process would copy threads' locks and open connections. The server that is forked has neither:
         # it only imports, which takes a hundred times as long as a fork.
         context = get_context("forkserver")
-        context.set_forkserver_preload([__name__, *libraries])
+        context.set_forkserver_preload(["lakehouse.forking", __name__, *libraries])
         forkserver.ensure_running()
         self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(dict(os.environ),))
 
@@ -57,7 +57,7 @@ def _begin(environment: Mapping[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     # A terminal and a service manager signal the whole group: the parent decides when the work ends.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None  # noqa: S101 - only a pool calls this

@@ -36,7 +36,7 @@ _LIBRARIES = (
     "sqlalchemy.dialects.postgresql.psycopg",
 )
 """Not adbc: its import brings polars along where that is installed, with its threads."""
-_LEFT_OUT = ("lakehouse.demo", "lakehouse.embedded", "lakehouse.control.migrations")
+_LEFT_OUT = ("lakehouse.control.migrations", "lakehouse.demo", "lakehouse.embedded", "lakehouse.forking")
 
 
 def _modules() -> list[str]:

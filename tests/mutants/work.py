@@ -253,4 +253,18 @@ MUTANTS = (
         "    forms = set(secrets)",
         "unit/test_redact.py::test_a_known_secret_in_every_form",
     ),
+    mutant(
+        "a-signal-to-the-group-ends-the-pool",
+        "lakehouse/executor.py",
+        '["lakehouse.forking", __name__, *libraries]',
+        "[__name__, *libraries]",
+        "unit/test_executor.py::test_processes_end_with_the_program_and_not_before[signalled]",
+    ),
+    mutant(
+        "a-pool-outlives-its-program",
+        "lakehouse/executor.py",
+        "        connection.wait([parent.sentinel])\n",
+        "        threading.Event().wait()\n",
+        "unit/test_executor.py::test_processes_end_with_the_program_and_not_before[killed]",
+    ),
 )
