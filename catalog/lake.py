@@ -28,6 +28,14 @@ ORGANIZATION_PROPERTY = "organization_id"
 INSTALLATION_PROPERTY = "lakehouse.installation"
 
 
+def nested(one: str, other: str) -> bool:
+    """Whether two places (URLs without a slash at their end) are one, or one lies in the other.
+
+    By the path alone, whatever their endpoints: DuckDB tells keys apart by it.
+    """
+    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
+
+
 @dataclass(frozen=True)
 class LakeAddress:
     """Where a lake is and how to get in. `storage` holds pyiceberg's `s3.*` properties; never printed."""

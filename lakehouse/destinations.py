@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, delete, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from catalog.lake import nested
 from federation.config import COPYING, SHARED, PostgresReplicaConfig, parse_config, parse_credentials, parse_kind
 from federation.kinds import DeliveryStatus, DestinationKind, DestinationStatus
 from federation.registry import target_of
@@ -372,13 +373,13 @@ def check_target(
     )
     try:
         if isinstance(adapter, FilesAdapter):
-            place = f"{adapter.config.location}/"
+            place = adapter.config.location
             with app.engine.connect() as connection:
                 warehouses = set(connection.scalars(select(Lake.warehouse))) | {app.address.warehouse}
             for warehouse in sorted(warehouses):
-                if place.startswith(f"{warehouse}/") or f"{warehouse}/".startswith(place):
+                if nested(place, warehouse):
                     raise LakehouseError(
-                        f"{place} and the lake at {warehouse} lie in one another",
+                        f"{place}/ and the lake at {warehouse} lie in one another",
                         "Give it a prefix of its own: maintenance removes from a lake what it does not know.",
                     )
             _check_overlap(app, identifier, kind, place, target)
@@ -393,10 +394,9 @@ def _check_overlap(app: App, identifier: uuid.UUID, kind: DestinationKind, place
     for other in file_places(app.engine):
         if other.id == identifier or (other.kind, other.target) == (kind.value, target):
             continue
-        # By the path alone: DuckDB tells keys apart by it, whatever the endpoints.
-        if place.startswith(f"{other.location}/") or f"{other.location}/".startswith(place):
+        if nested(place, other.location):
             raise LakehouseError(
-                f"{place} and {other.location}/ (destination {other.name}) lie in one another",
+                f"{place}/ and {other.location}/ (destination {other.name}) lie in one another",
                 "Give each destination a prefix of its own, also at another endpoint: files are read by their path.",
             )
 
@@ -409,22 +409,10 @@ def reach(app: App, destination: Destination) -> dict[str, Any]:
     """
     kind = DestinationKind(destination.kind)
     if destination.organization is None or kind in COPYING:
-        from lakehouse.deliver.targets import adapter_of, credentials_of
+        from lakehouse.deliver.targets import opened
 
-        keys = credentials_of(app, destination.id)
-        adapter = adapter_of(
-            app,
-            destination.organization,
-            kind,
-            destination.config,
-            keys,
-            destination=destination.id,
-            shared=destination.shared,
-        )
-        try:
+        with opened(app, destination, destination.organization) as (adapter, _):
             adapter.check()
-        finally:
-            adapter.close()
         return {"destination": str(destination.id), "target": destination.target, "well": True}
     lake = app.lake(destination.organization)
     lake.check()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from catalog.lake import LakeAddress
+from catalog.lake import LakeAddress, nested
 from lakehouse.spill import spill_folder
 from schemas.contract import Column
 from schemas.errors import LakehouseError
@@ -92,8 +92,8 @@ def _admit_shared(engine: duckdb.DuckDBPyConnection, lake: LakeAddress) -> None:
     statement = _secret(lake) or ""
     if _admitted.get(lake.warehouse) != statement:
         # No two places lie in one another: such a one was removed, and its longer path would be taken for this one's.
-        place = f"{lake.warehouse}/"
-        for other in [w for w in _admitted if place.startswith(f"{w}/") or f"{w}/".startswith(place)]:
+        # Its own secret is replaced in one step: another thread may be reading with it.
+        for other in [w for w in _admitted if nested(w, lake.warehouse) and not (w == lake.warehouse and statement)]:
             engine.execute(f"DROP SECRET IF EXISTS {_secret_name(other)}")
             del _admitted[other]
         _admit(engine, lake)

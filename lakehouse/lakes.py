@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 from catalog.errors import CatalogError
-from catalog.lake import CATALOG, OWN, LakeAddress, catalog_identity, encode_organization, open_catalog
+from catalog.lake import CATALOG, OWN, LakeAddress, catalog_identity, encode_organization, nested, open_catalog
 from catalog.lake import Lake as LakeNamespace
 from lakehouse.egress.guard import EgressError, Guard
 from lakehouse.observe.redact import remember_url
@@ -260,11 +260,10 @@ def _check_organization(app: App, organization: str) -> None:
 def _check_overlap(app: App, organization: str, warehouse: str, others: Mapping[str, str]) -> None:
     from lakehouse.control import store
 
-    # By the path alone: DuckDB tells lakes' keys apart by it, whatever their endpoints.
     places = [("the default lake", app.address.warehouse), *((o, w) for o, w in others.items() if o != organization)]
     places += [(f"destination {d.name}", d.location) for d in store.file_places(app.engine)]
     for owner, place in places:
-        if f"{warehouse}/".startswith(f"{place}/") or f"{place}/".startswith(f"{warehouse}/"):
+        if nested(warehouse, place):
             raise LakeError(
                 f"--warehouse {warehouse} and {place} ({owner}) lie in one another",
                 "Give each a prefix of its own: whoever may read one would read the other.",

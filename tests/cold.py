@@ -17,7 +17,7 @@ from lakehouse.archive.installation import connect, install
 from lakehouse.archive.proof import Unproven
 from lakehouse.archive.records import Tombstone
 from lakehouse.archive.seal import Sealer, make_signing_key
-from tests.support import Lakehouse
+from tests.support import Lakehouse, host_tables, local_variables
 
 TOMBSTONE_KEY = "hex:" + "5a" * 32
 OLD_DAY = "2020-01-01"
@@ -38,6 +38,24 @@ def archive_variables(folder: Path) -> dict[str, str]:
         "LAKEHOUSE_ARCHIVE__SIGNING_KEY_FILE": str(key),
         "LAKEHOUSE_ARCHIVE__TOMBSTONE_KEYS": json.dumps({"t1": TOMBSTONE_KEY}),
     }
+
+
+def open_house(url: str, folder: Path, **more: str) -> Lakehouse:
+    """An installation over the host's tables, with keys to archive by and the indexes that the archive asks for."""
+    host_tables(url)
+    house = Lakehouse(url, local_variables(url, folder) | archive_variables(folder) | more)
+    house.init()
+    with house.hot() as hot:
+        for statement in REFERENCES:
+            hot.execute(statement)
+    return house
+
+
+def hot_ids(house: Lakehouse, table: str = "ingested_events", organization: str = "org-a") -> set[str]:
+    """Numbers of the rows that are hot, with their letter: e1, f7, …"""
+    with house.hot() as hot:
+        rows = hot.execute(f"SELECT id FROM {table} WHERE organization_id = %s", [organization]).fetchall()
+    return {row[0].removeprefix(f"{organization}-") for row in rows}
 
 
 def allow(house: Lakehouse, *organizations: str, optional: tuple[str, ...] = ()) -> None:

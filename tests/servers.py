@@ -5,25 +5,27 @@ Each function works on an `EmbeddedPostgres` of the test's own, on its data fold
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import subprocess
-from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from unittest.mock import patch
 
 import psycopg
 
-from lakehouse.embedded.cluster import account_for, environment
+from lakehouse.embedded.cluster import account_for, environment, keep_password
 from lakehouse.embedded.host import identity
 from lakehouse.embedded.postgres import EmbeddedPostgres
 
 
 def cold_copy(server: EmbeddedPostgres, name: str) -> Path:
-    """Stop the server, copy its data folder beside it, start it again; the copy's path."""
+    """Stop the server, copy its data folder beside it, start it again; the copy's path. The copy knows its password."""
     server.stop(keep=True)
     copy = server._data.with_name(name)
     _copy(server._data, copy)
     server.start()
+    with suppress(FileExistsError):
+        keep_password(copy, server._password, account_for(copy))
     return copy
 
 
@@ -35,22 +37,14 @@ def restore(server: EmbeddedPostgres, copy: Path) -> None:
     server.start()
 
 
-def from_copy(copy: Path, password: str, settings: Mapping[str, str]) -> EmbeddedPostgres:
-    """A running server that begins with a copied data folder, on a port of its own. The caller stops it."""
-
-    def copied(data: Path, **_: object) -> str:
-        _copy(copy, data)
-        return password
-
-    server = EmbeddedPostgres(settings=settings)
-    with patch("lakehouse.embedded.postgres.initialise", copied):
-        server.start()
+def clone(copy: Path) -> EmbeddedPostgres:
+    """A running server that begins with what was copied, on a port of its own. The caller stops it."""
+    folder = copy.with_name(f"server-{secrets.token_hex(4)}")
+    folder.mkdir()
+    _copy(copy, folder / "data")
+    server = EmbeddedPostgres(folder / "data", settings={"autovacuum": "off", "fsync": "off"})
+    server.start()
     return server
-
-
-def clone(copy: Path, original: EmbeddedPostgres) -> EmbeddedPostgres:
-    """A second server on a copy of another's data, on a port of its own. The caller stops it."""
-    return from_copy(copy, original._password, {"autovacuum": "off"})
 
 
 def standby(primary: EmbeddedPostgres) -> EmbeddedPostgres:
@@ -61,7 +55,7 @@ def standby(primary: EmbeddedPostgres) -> EmbeddedPostgres:
             f"primary_conninfo = 'host=127.0.0.1 port={primary.port} user=postgres password={primary._password}'\n"
         )
     (copy / "standby.signal").touch()
-    return clone(copy, primary)
+    return clone(copy)
 
 
 def promote(server: EmbeddedPostgres, port: int) -> None:

@@ -19,6 +19,7 @@ import psycopg
 from catalog.lake import encode_organization
 from lakehouse.app import App
 from lakehouse.backfill.run import BackfillResult, backfill_table
+from lakehouse.capture.prepare import reader_of, run, work_for
 from lakehouse.control import store
 from lakehouse.control.database import migrate
 from lakehouse.demo.environment import create_hot_tables, settings_values
@@ -100,6 +101,14 @@ class Lakehouse:
         result = self.sync(table, reconcile=reconcile)
         assert not result.errors, {o: str(e) for o, e in result.errors.items()}
         return result
+
+    def prepare(self, *tables: str) -> None:
+        """As `lakehouse source prepare --apply` does, in this process."""
+        with self.app.source.catalog() as connection:
+            for table in tables:
+                contract = self.app.contract(table)
+                work = work_for(connection, contract, reader_of(self.app.source))
+                run(connection, contract, work, lock_seconds=2, attempts=5)
 
     def compare(self, table: str, *organizations: str, repeats: bool = True) -> list[Comparison]:
         """Hot against lake."""

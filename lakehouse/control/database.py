@@ -63,8 +63,7 @@ def connect(settings: Settings, *, any_owner: bool = False) -> Engine:
     engine = _answering(settings)
     wanted = newest_revision()
     with engine.connect() as connection:
-        found = connection.scalar(text("SELECT to_regclass('alembic_version')"))
-        version = connection.scalar(text("SELECT version_num FROM alembic_version")) if found else None
+        version = _revision(connection)
         if version is None:
             raise ControlError(
                 f"schema {settings.control.schema_name!r}: there are no control tables",
@@ -104,9 +103,7 @@ def migrate(settings: Settings) -> Engine:
             # Asked first: CREATE SCHEMA IF NOT EXISTS wants the right to create even where the schema is there.
             if connection.scalar(text("SELECT to_regnamespace(:s)"), {"s": settings.control.schema_name}) is None:
                 connection.execute(text(f"CREATE SCHEMA {schema}"))
-            found = connection.scalar(text("SELECT to_regclass('alembic_version')"))
-            version = connection.scalar(text("SELECT version_num FROM alembic_version")) if found else None
-            if version != newest_revision():
+            if _revision(connection) != newest_revision():
                 _upgrade(settings, connection)
             connection.execute(
                 text("INSERT INTO installation (id) VALUES (:id) ON CONFLICT (singleton) DO NOTHING"),
@@ -136,6 +133,15 @@ def _answering(settings: Settings) -> Engine:
             retry=Retry.TIMED,
         ) from error
     return engine
+
+
+def _revision(connection: Connection) -> str | None:
+    from sqlalchemy import text
+
+    if connection.scalar(text("SELECT to_regclass('alembic_version')")) is None:
+        return None
+    version: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return version
 
 
 def _upgrade(settings: Settings, connection: Connection) -> None:

@@ -25,7 +25,7 @@ from federation.protocol import DIGITS, Content, DestinationError, GapError
 from lakehouse.deliver.differences import remember
 from lakehouse.deliver.ranges import LakeTable, open_lake_table
 from lakehouse.deliver.sides import HASH, Files, Relation, Replica, There, field_named
-from lakehouse.deliver.targets import adapter_of, credentials_of, way_to
+from lakehouse.deliver.targets import opened, way_to
 from lakehouse.destinations import organizations_of
 from lakehouse.duck import connect, quoted
 from lakehouse.landing.ended import Ending, in_ended_days, read_endings
@@ -261,21 +261,11 @@ def _open(
     app: App, destination: Destination, organization: str, kind: DestinationKind, contract: Contract
 ) -> Iterator[_Side]:
     """As `_shown`, with an adapter of its own."""
-    credentials = credentials_of(app, destination.id)
-    adapter = adapter_of(
-        app,
-        organization,
-        kind,
-        destination.config,
-        credentials,
-        destination=destination.id,
-        shared=destination.shared,
-    )
-    try:
-        with _shown(app, organization, kind, contract, adapter, credentials) as found:
-            yield found
-    finally:
-        adapter.close()
+    with (
+        opened(app, destination, organization) as (adapter, credentials),
+        _shown(app, organization, kind, contract, adapter, credentials) as found,
+    ):
+        yield found
 
 
 @contextmanager

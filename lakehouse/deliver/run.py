@@ -24,7 +24,7 @@ from lakehouse.deliver.fill import Place, fill
 from lakehouse.deliver.parity import DifferenceError, check_range
 from lakehouse.deliver.plan import STEP, plan_deliveries
 from lakehouse.deliver.ranges import open_lake_table, range_reader
-from lakehouse.deliver.targets import adapter_of, credentials_of
+from lakehouse.deliver.targets import adapter_of, credentials_of, opened
 from lakehouse.destinations import PARITY, organizations_of
 from lakehouse.failpoints import failpoint
 from lakehouse.outbox import deliveries
@@ -183,18 +183,8 @@ def resync(app: App, destination: Destination, tables: Sequence[str]) -> list[De
 
 def _resync(app: App, destination: Destination, organization: str, tables: Sequence[str]) -> list[Delivered]:
     kind = DestinationKind(destination.kind)
-    credentials = credentials_of(app, destination.id)
-    adapter = adapter_of(
-        app,
-        organization,
-        kind,
-        destination.config,
-        credentials,
-        destination=destination.id,
-        shared=destination.shared,
-    )
     results = []
-    try:
+    with opened(app, destination, organization) as (adapter, credentials):
         for table in tables:
             result = Delivered(destination.name, organization, table)
             contract = app.contract(table)
@@ -211,8 +201,6 @@ def _resync(app: App, destination: Destination, organization: str, tables: Seque
                     result.error = error
                     event |= {"outcome": "error", "error": error.detail}
             results.append(result)
-    finally:
-        adapter.close()
     well = [r.table for r in results if r.error is None]
     with app.engine.connect() as connection:
         given_up = connection.scalars(

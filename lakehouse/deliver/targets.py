@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import uuid
 
     from lakehouse.app import App
+    from lakehouse.destinations import Destination
 
 
 def credentials_of(app: App, identifier: uuid.UUID) -> dict[str, str]:
@@ -161,3 +163,21 @@ def adapter_of(
     living = functools.partial(is_there, app)
     owner = Owner(app.settings.installation, organization or "", shared, str(destination or ""), living)
     return open_adapter(kind, raw, credentials, owner, way_to(app, organization, config, credentials))
+
+
+@contextmanager
+def opened(app: App, destination: Destination, organization: str | None) -> Iterator[tuple[Adapter, dict[str, str]]]:
+    """The adapter of a destination as it is stored, for an organization's rows, with its credentials; closed after.
+
+    Raises:
+        LakehouseError: see `adapter_of` and `credentials_of`.
+    """
+    keys = credentials_of(app, destination.id)
+    kind = DestinationKind(destination.kind)
+    adapter = adapter_of(
+        app, organization, kind, destination.config, keys, destination=destination.id, shared=destination.shared
+    )
+    try:
+        yield adapter, keys
+    finally:
+        adapter.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -16,7 +17,7 @@ from lakehouse import destinations
 from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.embedded.s3 import EmbeddedS3
 from tests.conformance.lake.place import LakeStage, OwnLake
-from tests.conformance.places import Files, Place, Replica
+from tests.conformance.places import Files, Place, Replica, add_there
 from tests.conformance.stage import Stage
 from tests.support import Lakehouse, host_tables, insert_events, s3_variables
 
@@ -63,15 +64,14 @@ def stage(kind: DestinationKind, house: Lakehouse, tmp_path: Path, request: pyte
     else:
         server = request.getfixturevalue("s3_server")
         place = Files(server, server.create_bucket(f"files-{secrets.token_hex(4)}"), kind)
-    made = destinations.add(
-        house.app,
-        organization="org-a",
-        kind=kind.value,
-        name="there",
-        config=place.config,
-        tables=["events"],
-        cadence_seconds=900,
-        table_cadences={},
-        credentials=place.credentials,
-    )
+    made = add_there(house, kind, place.config, place.credentials)
     return Stage(house, place, made, tmp_path)
+
+
+@pytest.fixture
+def there(stage: Stage) -> Iterator[psycopg.Connection[Any]]:
+    """A stranger in the replica's schema, who may do everything there."""
+    assert isinstance(stage.place, Replica)
+    with psycopg.connect(stage.place.admin, autocommit=True) as connection:
+        connection.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(stage.place.schema)))
+        yield connection

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -15,9 +15,11 @@ import psycopg
 from psycopg import sql
 
 from federation.kinds import DestinationKind
+from lakehouse import destinations
 from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.embedded.s3 import EmbeddedS3
 from tests.faults.proxy import Fault, HttpProxy
+from tests.support import Lakehouse
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -44,6 +46,24 @@ def new_target(kind: DestinationKind, postgres: EmbeddedPostgres, s3: EmbeddedS3
         return Target({"schema": "copy", "history": True}, {"url": postgres.create_database(f"copy_{tag}")})
     keys = {"access_key_id": s3.access_key, "secret_access_key": s3.secret_key}
     return Target({"location": f"s3://{s3.create_bucket(f'copy-{tag}')}/files", "endpoint": s3.endpoint}, keys)
+
+
+def add_there(
+    house: Lakehouse,
+    kind: DestinationKind,
+    config: Mapping[str, Any],
+    credentials: Mapping[str, str],
+    **changes: Any,
+) -> destinations.Destination:
+    """The destination `there` of one organization, which has the events."""
+    given: dict[str, Any] = {
+        "organization": "org-a",
+        "name": "there",
+        "tables": ["events"],
+        "cadence_seconds": 900,
+        "table_cadences": {},
+    }
+    return destinations.add(house.app, kind=kind.value, config=config, credentials=credentials, **(given | changes))
 
 
 class Place(Protocol):

@@ -22,7 +22,7 @@ from lakehouse.deliver.targets import adapter_of, way_to
 from lakehouse.destinations import Destination
 from schemas.contract import BUILT_IN
 from schemas.errors import LakehouseError
-from tests.conformance.places import Files, Place, Replica
+from tests.conformance.places import Files, Place, Replica, add_there
 from tests.support import Lakehouse
 
 
@@ -125,6 +125,14 @@ def alter(stage: Stage) -> None:
             values = pc.if_else(mine, "CRITICAL", table["severity"])
             pq.write_table(table.set_column(index, table.schema.field(index), values), sink)
             place.put(key, sink.getvalue().to_pybytes())
+
+
+def add_another(stage: Stage, **changes: Any) -> Destination:
+    """A second destination, in a schema of its own beside the stage's replica."""
+    kind = DestinationKind(changes.pop("kind", "POSTGRES_REPLICA"))
+    config = changes.pop("config", {"schema": "another"})
+    credentials = changes.pop("credentials", stage.place.credentials)
+    return add_there(stage.house, kind, config, credentials, **({"name": "another", "tables": []} | changes))
 
 
 def more_columns(folder: Path) -> Path:

@@ -26,7 +26,7 @@ from lakehouse.deliver.run import resync
 from lakehouse.duck import connect
 from lakehouse.lakes import add_lake
 from schemas.errors import LakehouseError, Retry
-from tests.conformance.places import Files, is_data
+from tests.conformance.places import Files, add_there, is_data
 from tests.conformance.stage import Stage, more_columns
 from tests.faults.proxy import Fault, HttpProxy
 from tests.support import ROOT, insert_events
@@ -111,17 +111,7 @@ def test_prefixes_that_lie_in_one_another_are_refused(stage: Stage) -> None:
     assert elsewhere["endpoint"] != place.s3.endpoint
 
     def add(kind: DestinationKind = place.kind, **config: Any) -> destinations.Destination:
-        return destinations.add(
-            house.app,
-            organization="org-a",
-            kind=kind.value,
-            name="another",
-            config=place.config | config,
-            tables=["events"],
-            cadence_seconds=900,
-            table_cadences={},
-            credentials=place.credentials,
-        )
+        return add_there(house, kind, place.config | config, place.credentials, name="another")
 
     for config in (
         {"location": f"{location}/events"},

@@ -20,7 +20,7 @@ from lakehouse.deliver.run import deliver_now, resync
 from lakehouse.deliver.targets import way_to
 from lakehouse.embedded.s3 import EmbeddedS3
 from schemas.errors import LakehouseError
-from tests.conformance.places import Files, Place, Replica
+from tests.conformance.places import Files, Place, Replica, add_there
 from tests.support import Lakehouse, host_tables, insert_events, s3_variables
 
 
@@ -47,17 +47,7 @@ def place(request: pytest.FixtureRequest, s3_server: EmbeddedS3) -> Place:
 
 
 def add(house: Lakehouse, place: Place, organization: str | None, name: str = "all") -> destinations.Destination:
-    return destinations.add(
-        house.app,
-        organization=organization,
-        kind=place.kind.value,
-        name=name,
-        config=place.config,
-        tables=["events"],
-        cadence_seconds=900,
-        table_cadences={},
-        credentials=place.credentials,
-    )
+    return add_there(house, place.kind, place.config, place.credentials, organization=organization, name=name)
 
 
 def counts(place: Place) -> dict[str, int]:

@@ -23,7 +23,7 @@ from lakehouse.deliver.targets import adapter_of
 from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.embedded.s3 import EmbeddedS3
 from schemas.errors import Retry
-from tests.conformance.places import Target, new_target
+from tests.conformance.places import Target, add_there, new_target
 from tests.support import Lakehouse, insert_events
 
 
@@ -43,17 +43,7 @@ def stopped(server: EmbeddedPostgres) -> Iterator[None]:
 
 
 def add(house: Lakehouse, name: str, kind: DestinationKind, target: Target) -> destinations.Destination:
-    return destinations.add(
-        house.app,
-        organization="org-a",
-        kind=kind.value,
-        name=name,
-        config=target.config,
-        tables=["events"],
-        cadence_seconds=900,
-        table_cadences={},
-        credentials=target.credentials,
-    )
+    return add_there(house, kind, target.config, target.credentials, name=name)
 
 
 def test_servers_that_are_stopped_hold_up_nobody(house: Lakehouse, s3_server: EmbeddedS3) -> None:

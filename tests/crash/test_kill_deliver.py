@@ -16,7 +16,7 @@ from lakehouse.deliver.ranges import RangeOf
 from lakehouse.deliver.run import deliver_now, resync
 from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.embedded.s3 import EmbeddedS3
-from tests.conformance.places import new_target
+from tests.conformance.places import add_there, new_target
 from tests.support import Lakehouse, host_tables, insert_events, s3_variables
 
 
@@ -39,17 +39,7 @@ def test_killed_in_a_delivery(
     with house.hot() as hot:
         insert_events(hot, "org-a", 1, 10)
         house.backfill("events")
-        there = destinations.add(
-            house.app,
-            organization="org-a",
-            kind=kind.value,
-            name="there",
-            config=target.config,
-            tables=["events"],
-            cadence_seconds=900,
-            table_cadences={},
-            credentials=target.credentials,
-        )
+        there = add_there(house, kind, target.config, target.credentials)
         for step in (1, 2):
             done = house.run("deliver", failpoints=f"{failpoint}=kill", check=None)
             assert done.returncode == -signal.SIGKILL, (done.stdout, done.stderr)
@@ -83,17 +73,7 @@ def test_a_resync_that_was_killed_reads_what_is_left(
         for day, first in (("2026-01-01", 1), ("2026-03-02", 50), ("2026-03-03", 60)):
             insert_events(hot, "org-a", first, 6 if first == 1 else 2, day=day)
         house.backfill("events")
-        there = destinations.add(
-            house.app,
-            organization="org-a",
-            kind=kind.value,
-            name="there",
-            config=target.config,
-            tables=["events"],
-            cadence_seconds=900,
-            table_cadences={},
-            credentials=target.credentials,
-        )
+        there = add_there(house, kind, target.config, target.credentials)
         assert [r.error for r in deliver_now(house.app, [there], ["events"])] == [None]
         done = house.run("destinations", "resync", "there", failpoints=f"{failpoint}=kill", check=None)
         assert done.returncode == -signal.SIGKILL, (done.stdout, done.stderr)

@@ -24,27 +24,23 @@ from lakehouse.archive.records import FIRST_CHAIN, chain_after, content_digest, 
 from lakehouse.archive.run import archive_all
 from lakehouse.archive.seal import PublicKey, read_signing_key, unseal
 from schemas.errors import LakehouseError
-from tests.cold import REFERENCES, Round, allow, archive_once, archive_variables, old_events, old_findings, tombstones
-from tests.support import Lakehouse, host_tables, local_variables
+from tests.cold import (
+    allow,
+    archive_once,
+    hot_ids,
+    old_events,
+    old_findings,
+    open_house,
+    tombstones,
+)
+from tests.support import Lakehouse
 
 
 @pytest.fixture
 def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    host_tables(hot_url)
-    lakehouse = Lakehouse(hot_url, local_variables(hot_url, tmp_path) | archive_variables(tmp_path))
-    lakehouse.init()
-    with lakehouse.hot() as hot:
-        for statement in REFERENCES:
-            hot.execute(statement)
+    lakehouse = open_house(hot_url, tmp_path)
     yield lakehouse
     lakehouse.close()
-
-
-def ids(house: Lakehouse, table: str = "ingested_events", organization: str = "org-a") -> set[str]:
-    """Numbers of the rows that are hot, with their letter: e1, f7, …"""
-    with house.hot() as hot:
-        rows = hot.execute(f"SELECT id FROM {table} WHERE organization_id = %s", [organization]).fetchall()
-    return {row[0].removeprefix(f"{organization}-") for row in rows}
 
 
 def test_old_rows_go_and_leave_a_tombstone_and_a_receipt_that_verifies(house: Lakehouse) -> None:
@@ -62,7 +58,7 @@ def test_old_rows_go_and_leave_a_tombstone_and_a_receipt_that_verifies(house: La
     done = archive_once(house, "events", "org-a", batch_rows=20)
     assert done.rows == 47
     assert not done.kept, "rows that another table's rows refer to are not even read"
-    assert ids(house) == {"e10", "e11", "e12", "e100", "e101", "e102"}
+    assert hot_ids(house) == {"e10", "e11", "e12", "e100", "e101", "e102"}
     with house.hot() as hot:
         assert hot.execute("SELECT count(*) FROM ingested_events WHERE organization_id = 'org-b'").fetchone() == (5,)
         assert hot.execute("SELECT count(*) FROM security_findings WHERE event_id IS NULL").fetchone() == (0,)
@@ -135,7 +131,7 @@ def test_a_state_that_the_contract_does_not_know_is_in_use(house: Lakehouse) -> 
     assert plan.kept == {"in use: status is none of OPEN, RESOLVED, MUTED, which the contract knows": 1}
     assert any("status may be INVESTIGATING, which the contract does not know" in note for note in plan.notes)
     assert archive_once(house, "findings", "org-a").rows == 2
-    assert ids(house, "security_findings") == {"f2"}
+    assert hot_ids(house, "security_findings") == {"f2"}
 
 
 def lake_hashes(house: Lakehouse, table: str, organization: str) -> list[tuple[str, str]]:
@@ -187,12 +183,12 @@ def test_what_happens_between_the_proof_and_the_lock_keeps_the_row(house: Lakeho
         "held": 1,
         "locked by another": 2,
     }
-    assert ids(house) == {"e1", "e2", "e3", "e5", "e6", "e8", "e9"}
+    assert hot_ids(house) == {"e1", "e2", "e3", "e5", "e6", "e8", "e9"}
     assert {t.row_key for t in tombstones(house)} == {f"org-a-e{n}" for n in range(10, 21)}
     # What was rolled back goes next time; what was held, changed or is referred to does not.
     house.sync_ok("events")
     assert archive_once(house, "events", "org-a").rows == 4
-    assert ids(house) == {"e5", "e6", "e8"}
+    assert hot_ids(house) == {"e5", "e6", "e8"}
 
 
 def test_a_hold_that_is_placed_while_the_batch_waits_for_it_is_seen(house: Lakehouse) -> None:
@@ -219,7 +215,7 @@ def test_a_hold_that_is_placed_while_the_batch_waits_for_it_is_seen(house: Lakeh
         done = archive_once(house, "events", "org-a", between=thread.start)
         thread.join()
         assert (done.rows, done.kept) == (4, {"held": 1})
-    assert ids(house) == {"e2"}
+    assert hot_ids(house) == {"e2"}
 
 
 STOPS: dict[str, tuple[str, str, type[LakehouseError], str]] = {
@@ -375,7 +371,7 @@ def test_findings_in_use_stay_and_a_muted_one_is_as_old_as_its_muting(house: Lak
         house.sync_ok("findings")
     clock.offset = timedelta()
     done = archive_once(house, "findings", "org-a")
-    assert ids(house, "security_findings") == {"f10", "f11", "f12", "f20"}
+    assert hot_ids(house, "security_findings") == {"f10", "f11", "f12", "f20"}
     assert (done.rows, done.kept) == (5, {"not old: its state landed lately": 1})
     with house.hot() as hot:
         hot.execute("UPDATE organizations SET data_retention_days = 20")
@@ -410,92 +406,7 @@ def test_a_finding_that_is_reopened_or_resolved_during_the_batch_stays(house: La
         house.sync_ok("findings")
         done = archive_once(house, "findings", "org-a")
         assert done.rows == 0
-    assert ids(house, "security_findings") == {"f1", "f2"}
-
-
-def test_no_delete_changes_a_row_that_stays(house: Lakehouse) -> None:
-    allow(house, "org-a")
-    with house.hot() as hot:
-        old_findings(hot, "org-a", 1, 5)
-        hot.execute(
-            "INSERT INTO risk_exceptions (id, organization_id, finding_id, title, rationale, updated_at) "
-            "VALUES ('x', 'org-a', 'org-a-f1', 't', 'r', now())"
-        )
-        hot.execute(
-            "INSERT INTO agent_proposals (id, organization_id, finding_id, action, rationale, payload, updated_at) "
-            "VALUES ('x', 'org-a', 'org-a-f2', 'a', 'r', '{}', now())"
-        )
-        # Of another schema, of two columns, and each with another action.
-        hot.execute("CREATE SCHEMA other")
-        for number, action in ((3, "CASCADE"), (4, "SET DEFAULT")):
-            hot.execute(
-                f"CREATE TABLE other.t{number} (o text, d varchar(128), FOREIGN KEY (o, d) REFERENCES "
-                f"security_findings (organization_id, dedupe_key) ON DELETE {action})".encode()
-            )
-            hot.execute(f"CREATE INDEX ON other.t{number} (d, o)".encode())
-            hot.execute(f"INSERT INTO other.t{number} VALUES ('org-a', 'd{number}')".encode())
-        house.backfill("findings")
-        assert archive_once(house, "findings", "org-a").rows == 1
-        assert ids(house, "security_findings") == {"f1", "f2", "f3", "f4"}
-        assert hot.execute("SELECT finding_id FROM risk_exceptions").fetchall() == [("org-a-f1",)]
-        assert hot.execute("SELECT finding_id FROM agent_proposals").fetchall() == [("org-a-f2",)]
-        assert hot.execute("SELECT d FROM other.t3 UNION ALL SELECT d FROM other.t4").fetchall() == [
-            ("d3",),
-            ("d4",),
-        ]
-        # A parent waits for its children: once they are gone, it goes.
-        hot.execute("DELETE FROM risk_exceptions")
-        assert archive_once(house, "findings", "org-a").rows == 1
-
-
-def test_rows_that_refer_to_each_other_in_one_table_go_together_or_stay(house: Lakehouse) -> None:
-    allow(house, "org-a")
-    with house.hot() as hot:
-        hot.execute(
-            "ALTER TABLE tenant_audit_logs ADD COLUMN follows text REFERENCES tenant_audit_logs ON DELETE RESTRICT"
-        )
-        hot.execute("CREATE INDEX ON tenant_audit_logs (follows)")
-        contract = house.app.contract("audit_log")
-        known = object.__getattribute__(contract, "not_exported")
-        from schemas.contract import NotExported
-
-        object.__setattr__(contract, "not_exported", (*known, NotExported("follows", "a test")))
-        hot.execute(
-            """
-            INSERT INTO tenant_audit_logs (id, organization_id, action, target_type, target_id, created_at)
-            SELECT 'org-a-l' || n, 'org-a', 'x', 'y', 'z', '2020-01-01'::timestamp + n * interval '1 minute'
-            FROM generate_series(1, 12) n
-            """
-        )
-        pairs = {1: 2, 2: 1, 3: 4, 4: 3, 5: 3, 6: 7, 7: 8, 9: 9, 10: 11}
-        for child, parent in pairs.items():
-            hot.execute(
-                "UPDATE tenant_audit_logs SET follows = %s WHERE id = %s", [f"org-a-l{parent}", f"org-a-l{child}"]
-            )
-        # It stays, and so does what it refers to, and what that refers to.
-        hot.execute("UPDATE tenant_audit_logs SET created_at = now() WHERE id IN ('org-a-l5', 'org-a-l10')")
-        house.backfill("audit_log")
-        done = archive_once(house, "audit_log", "org-a")
-        assert ids(house, "tenant_audit_logs") == {"l3", "l4", "l5", "l10", "l11"}
-        assert done.rows == 7
-        assert done.kept == {"referred to by public.tenant_audit_logs (follows)": 3}
-
-
-def test_rows_of_two_tables_that_refer_to_each_other_stay(house: Lakehouse) -> None:
-    allow(house, "org-a")
-    with house.hot() as hot:
-        hot.execute("ALTER TABLE ingested_events DROP COLUMN ingestion_job_id")
-        hot.execute("ALTER TABLE ingested_events ADD COLUMN ingestion_job_id text REFERENCES security_findings")
-        hot.execute("CREATE INDEX ON ingested_events (ingestion_job_id)")
-        old_events(hot, "org-a", 1, 4)
-        old_findings(hot, "org-a", 1, 2, event=1)
-        hot.execute("UPDATE ingested_events SET ingestion_job_id = 'org-a-f1' WHERE id = 'org-a-e1'")
-        house.backfill("events")
-        house.backfill("findings")
-        assert archive_once(house, "findings", "org-a").rows == 1
-        assert archive_once(house, "events", "org-a").rows == 3
-        assert (ids(house, "security_findings"), ids(house)) == ({"f1"}, {"e1"})
-        assert hot.execute("SELECT event_id FROM security_findings").fetchone() == ("org-a-e1",)
+    assert hot_ids(house, "security_findings") == {"f1", "f2"}
 
 
 def test_what_the_lake_does_not_hold_as_it_is_stays_and_is_named(house: Lakehouse) -> None:
@@ -519,7 +430,7 @@ def test_what_the_lake_does_not_hold_as_it_is_stays_and_is_named(house: Lakehous
         house.sync("events")
         done = archive_once(house, "events", "org-a")
         assert done.kept["quarantined"] == 1
-    assert ids(house) == {"e1", "e3"}
+    assert hot_ids(house) == {"e1", "e3"}
 
 
 def alter_in_the_lake(house: Lakehouse, table: str, organization: str, key: str, column: str, value: Any) -> None:
@@ -587,56 +498,3 @@ def test_another_kind_of_destination_can_be_asked_for(house: Lakehouse) -> None:
         done = archive_once(house, "events", "org-a")
         assert (done.rows, done.kept) == (3, {"no destination holds it": 2})
     assert {t.delivered_to for t in tombstones(house)} == {("ICEBERG_S3 lake", "POSTGRES_REPLICA replica")}
-
-
-def test_an_index_that_does_not_serve_the_key_is_none(house: Lakehouse) -> None:
-    from lakehouse.archive.gate import inspect
-
-    contract = house.app.contract("events")
-
-    def refused(index: str) -> Round | bool:
-        with house.hot() as hot, hot.transaction(force_rollback=True):
-            hot.execute("DROP INDEX rule_runs_event_id_idx")
-            if index:
-                hot.execute(index.encode())
-            return bool(inspect(hot, contract).refusals)
-
-    assert refused("")
-    assert refused("CREATE INDEX ON rule_runs (event_id) WHERE status = 'FAILED'")
-    assert refused("CREATE INDEX ON rule_runs (organization_id, event_id)")
-    assert refused("CREATE INDEX ON rule_runs (lower(event_id))")
-    assert refused('CREATE INDEX ON rule_runs (event_id COLLATE "de_DE")') if has_collation(house) else True
-    assert not refused("CREATE INDEX ON rule_runs (event_id, organization_id)")
-    assert not refused("CREATE INDEX ON rule_runs USING hash (event_id)")
-    assert not refused("CREATE INDEX ON rule_runs (event_id text_pattern_ops)")
-
-
-def has_collation(house: Lakehouse) -> bool:
-    with house.hot() as hot:
-        return hot.execute("SELECT count(*) > 0 FROM pg_collation WHERE collname = 'de_DE'").fetchone() == (True,)
-
-
-def test_no_table_is_read_from_end_to_end(house: Lakehouse) -> None:
-    allow(house, "org-a")
-    with house.hot() as hot:
-        old_events(hot, "org-a", 1, 3000)
-        old_events(hot, "org-b", 1, 3000)
-        old_events(hot, "org-a", 5000, 3000, day="2099-01-01")
-        old_findings(hot, "org-b", 1, 1000, event=1)
-        hot.execute("VACUUM ANALYZE ingested_events, security_findings, rule_runs")
-        house.backfill("events")
-        before = sequential(house)
-        # Slices and batches of a table that is much bigger than they are.
-        assert archive_once(house, "events", "org-a", most=400, batch_rows=100).rows == 400
-        assert sequential(house) == before
-
-
-def sequential(house: Lakehouse) -> dict[str, int]:
-    """How often each table was read whole. Sessions report when they end."""
-    with house.hot() as hot:
-        return dict(
-            hot.execute(
-                "SELECT relname, seq_scan FROM pg_stat_user_tables "
-                "WHERE relname IN ('ingested_events', 'security_findings', 'rule_runs')"
-            ).fetchall()
-        )

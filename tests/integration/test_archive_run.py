@@ -20,26 +20,15 @@ from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.outbox import tasks
 from lakehouse.worker.scheduler import Scheduler
 from schemas.errors import LakehouseError
-from tests.cold import REFERENCES, archive_variables, old_events, old_findings, tombstones
+from tests.cold import REFERENCES, old_events, old_findings, open_house, tombstones
 from tests.integration.test_schedule import work
 from tests.servers import standby
 from tests.support import Lakehouse, host_tables, local_variables
 
 
-def open_house(url: str, folder: Path, **more: str) -> Lakehouse:
-    host_tables(url)
-    variables = local_variables(url, folder) | archive_variables(folder) | more
-    house = Lakehouse(url, variables)
-    house.init()
-    with house.hot() as hot:
-        for statement in REFERENCES:
-            hot.execute(statement)
-    return house
-
-
 @pytest.fixture
-def house(postgres_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
-    lakehouse = open_house(postgres_url, tmp_path)
+def house(hot_url: str, tmp_path: Path) -> Iterator[Lakehouse]:
+    lakehouse = open_house(hot_url, tmp_path)
     yield lakehouse
     lakehouse.close()
 

@@ -20,24 +20,24 @@ from lakehouse.embedded.postgres import EmbeddedPostgres
 from lakehouse.landing.cursor import read_cursor
 from lakehouse.landing.history import read_history
 from tests.archiver import archive_rows, enable
-from tests.servers import caught_up, clone, cold_copy, from_copy, program, promote, restore, standby
+from tests.servers import caught_up, clone, cold_copy, program, promote, restore, standby
 from tests.support import Lakehouse, host_tables, insert_events, local_variables
 
 REASON = "the outage of 3 March"
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """The data folder of a stopped server whose database `app` has the host's tables, and its password."""
+def cluster() -> Iterator[Path]:
+    """A copy of a server whose database `app` has the host's tables."""
     with EmbeddedPostgres(settings={"autovacuum": "off"}) as server:
         host_tables(server.create_database("app"))
-        yield cold_copy(server, "template"), server._password
+        yield cold_copy(server, "template")
 
 
 @pytest.fixture
-def source(cluster: tuple[Path, str]) -> Iterator[EmbeddedPostgres]:
+def source(cluster: Path) -> Iterator[EmbeddedPostgres]:
     """A source of the test's own: it is stopped, copied, promoted. Nobody but the test takes transaction ids."""
-    with from_copy(*cluster, {"autovacuum": "off"}) as server:
+    with clone(cluster) as server:
         yield server
 
 
@@ -258,7 +258,7 @@ def test_an_id_that_names_another_transaction_now_hides_nothing(
 
 def test_a_cloned_staging_copy(source: EmbeddedPostgres, house: Lakehouse) -> None:
     fill(house)
-    other = clone(cold_copy(source, "backup"), source)
+    other = clone(cold_copy(source, "backup"))
     try:
         house.sync_ok("events")
         with house.hot() as hot:

@@ -14,7 +14,6 @@ from psycopg import sql
 from lakehouse.control.database import newest_revision
 from lakehouse.glance import nothing_to_do
 from schemas.contract import BUILT_IN, load_contracts
-from tests.integration.test_trigger import prepare
 from tests.support import Lakehouse, host_tables, insert_events, local_variables
 
 HEAVY = ("pyiceberg", "pyarrow", "duckdb", "sqlalchemy", "alembic", "typer", "rich", "boto3", "jsonschema")
@@ -135,7 +134,7 @@ def test_what_is_not_plainly_quiet_goes_the_ordinary_way(house: Lakehouse, what:
 
 def test_a_tombstone_is_not_quiet(house: Lakehouse) -> None:
     house.reopen(CAPTURE__METHOD="trigger")
-    prepare(house)
+    house.prepare("events")
     house.sync_ok("events")
     assert quiet(house)
     _sql(house, "DELETE FROM ingested_events WHERE id = 'org-a-e7'")

@@ -12,6 +12,7 @@ POLICY = "lakehouse/archive/policy.py"
 PROOF = "lakehouse/archive/proof.py"
 RUN = "lakehouse/archive/run.py"
 SUITE = "integration/test_archive_gate.py"
+REFERRED = "integration/test_archive_keys.py"
 RUNS = "integration/test_archive_run.py"
 BETWEEN = f"{SUITE}::test_what_happens_between_the_proof_and_the_lock_keeps_the_row"
 STOPS = f"{SUITE}::test_what_changes_between_the_proof_and_the_lock_stops_the_batch"
@@ -73,14 +74,14 @@ MUTANTS = (
         KEYS,
         "WHERE c.contype = 'f' AND c.conparentid = 0",
         "WHERE c.contype = 'f' AND c.confdeltype <> 'n' AND c.conparentid = 0",
-        f"{SUITE}::test_no_delete_changes_a_row_that_stays",
+        f"{REFERRED}::test_no_delete_changes_a_row_that_stays",
     ),
     mutant(
         "cascade-not-seen",
         KEYS,
         "WHERE c.contype = 'f' AND c.conparentid = 0",
         "WHERE c.contype = 'f' AND c.confdeltype <> 'c' AND c.conparentid = 0",
-        f"{SUITE}::test_no_delete_changes_a_row_that_stays",
+        f"{REFERRED}::test_no_delete_changes_a_row_that_stays",
     ),
     mutant(
         "referring-rows-looked-for-before-the-lock-only",
@@ -94,21 +95,21 @@ MUTANTS = (
         KEYS,
         "AND i.indisready AND i.indpred IS NULL",
         "AND i.indisready",
-        f"{SUITE}::test_an_index_that_does_not_serve_the_key_is_none",
+        f"{REFERRED}::test_an_index_that_does_not_serve_the_key_is_none",
     ),
     mutant(
         "tables-are-read-whole",
         BATCH,
         '            ("enable_seqscan", "off"),\n',
         "",
-        f"{SUITE}::test_no_table_is_read_from_end_to_end",
+        f"{REFERRED}::test_no_table_is_read_from_end_to_end",
     ),
     mutant(
         "own-references-not-followed",
         BATCH,
         "        if not gate.own or not going:",
         "        if going is not None:",
-        f"{SUITE}::test_rows_that_refer_to_each_other_in_one_table_go_together_or_stay",
+        f"{REFERRED}::test_rows_that_refer_to_each_other_in_one_table_go_together_or_stay",
     ),
     mutant(
         "parents-first",

@@ -25,7 +25,6 @@ from typing import Any
 import pytest
 
 from lakehouse.backfill.run import backfill_table
-from lakehouse.capture.prepare import reader_of, run, work_for
 from lakehouse.capture.tombstones import prune_tombstones
 from lakehouse.control import store
 from lakehouse.embedded.postgres import EmbeddedPostgres
@@ -81,15 +80,6 @@ def prunes(house: Lakehouse, table: HotTable) -> bool:
     """Whether a window that does not compare keys would now be pruned."""
     positions = [c.position for c in store.cursors(house.app.engine, table.lake).values()]
     return table is DELIVERIES and all(p.bound is not None for p in positions)
-
-
-def prepare_tables(house: Lakehouse) -> None:
-    """As `source prepare --apply` does."""
-    for table in TABLES:
-        contract = house.app.contract(table.lake)
-        with house.app.source.catalog() as connection:
-            work = work_for(connection, contract, reader_of(house.app.source))
-            run(connection, contract, work, lock_seconds=2, attempts=5)
 
 
 def follow(house: Lakehouse) -> None:
@@ -180,7 +170,7 @@ def test_random_writers_lose_nothing_and_double_nothing(
     world.begin(WRITERS)
     if method != "xmin":
         # Before they begin: a writer's thread never ends the transactions that it leaves open while it waits.
-        prepare_tables(house)
+        house.prepare(*(t.lake for t in TABLES))
     if method == "trigger":
         house.reopen(CAPTURE__METHODS=json.dumps(dict.fromkeys([t.lake for t in TABLES], "trigger")))
     common.prepare.set()
